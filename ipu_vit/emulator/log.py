@@ -1,0 +1,51 @@
+"""PopTorch's log: lines on stderr (or `POPTORCH_LOG_DEST`) at `POPTORCH_LOG_LEVEL` (default WARN)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Union
+
+logger = logging.getLogger("poptorch")
+
+# PopTorch's own level names and numbers; the numbers are those `setLogLevel` accepts.
+_BY_NAME = {
+    "TRACE_ALL": logging.DEBUG,
+    "TRACE": logging.DEBUG,
+    "DEBUG_IR": logging.DEBUG,
+    "DEBUG": logging.DEBUG,
+    "INFO": logging.INFO,
+    "WARN": logging.WARNING,
+    "ERR": logging.ERROR,
+    "OFF": logging.CRITICAL + 1,
+}
+_BY_NUMBER = {0: "TRACE", 1: "DEBUG", 2: "INFO", 3: "WARN", 4: "ERR", 6: "OFF"}
+
+
+def setLogLevel(level: Union[str, int]) -> None:
+    """Change what is logged: a name such as "INFO", or one of the numbers 0, 1, 2, 3, 4, 6."""
+    name = _BY_NUMBER.get(level) if isinstance(level, int) else level
+    if name not in _BY_NAME:
+        raise ValueError(f"Invalid log level {level!r}: use one of {', '.join(_BY_NAME)} or {sorted(_BY_NUMBER)}")
+    logger.setLevel(_BY_NAME[name])
+
+
+def _configure() -> None:
+    if logger.handlers:
+        return
+    destination = os.environ.get("POPTORCH_LOG_DEST", "stderr")
+    handler = (
+        logging.StreamHandler({"stdout": sys.stdout, "stderr": sys.stderr}[destination])
+        if destination in ("stdout", "stderr")
+        else logging.FileHandler(destination)
+    )
+    handler.setFormatter(
+        logging.Formatter("[%(asctime)s.%(msecs)03d] [poptorch:cpp] [%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S")
+    )
+    logger.addHandler(handler)
+    logger.propagate = False
+    setLogLevel(os.environ.get("POPTORCH_LOG_LEVEL", "WARN"))
+
+
+_configure()

@@ -1,0 +1,564 @@
+"""`poptorch.Options` and its groups: what may be set, checked when it is set or when it is compiled.
+
+A group is a dictionary of named values with a setter per name. Values can be read as attributes
+(`options.device_iterations`), are checked by type against their default, and cannot change once an
+executor or data loader has frozen them (rules 7.1, 9.7, 9.8).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from typing import Any, Callable, Dict, Iterator, List, Optional, Union
+
+import torch
+
+from ipu_vit.emulator import enums
+from ipu_vit.emulator.log import logger
+from ipu_vit.emulator.stages import PipelinedExecution, Strategy
+
+
+class ConfigFileError(Exception):
+    """`poptorch.ConfigFileError`: a file given to `Options.loadFromFile` cannot be understood."""
+
+
+class OptionsDict:
+    """Named, typed values that can be frozen."""
+
+    def __init__(self, **defaults: Any) -> None:
+        object.__setattr__(self, "_values", dict(defaults))
+        object.__setattr__(self, "_is_frozen", False)
+
+    def set(self, **values: Any) -> None:
+        """Store values; one of another type than the default's is a ValueError."""
+        for name, value in values.items():
+            self.checkIsFrozen(name)
+            default = self._values.get(name)
+            if default is not None and not isinstance(value, type(default)):
+                raise ValueError(
+                    f"Unexpected type {type(value).__name__} for option {name}: expected {type(default).__name__}"
+                )
+            self._values[name] = value
+
+    def createOrSet(self, **values: Any) -> None:
+        """Store values that may have no default."""
+        for name, value in values.items():
+            self.checkIsFrozen(name)
+            self._values[name] = value
+
+    def exists(self, name: str) -> bool:
+        return name in self._values
+
+    def deleteIfExists(self, name: str) -> None:
+        self.checkIsFrozen(name)
+        self._values.pop(name, None)
+
+    def checkIsFrozen(self, option: Optional[str] = None) -> None:
+        if self._is_frozen:
+            raise AttributeError(
+                f"Can't modify frozen Options (option {option!r}): they are in use by an executor or a data loader"
+            )
+
+    def toDict(self) -> Dict[str, Any]:
+        """Every value by name; enumerations as their integers."""
+        return {name: int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+                for name, value in self._values.items()}
+
+    def _groups(self) -> Iterator[OptionsDict]:
+        return (value for value in self.__dict__.values() if isinstance(value, OptionsDict))
+
+    def _freeze(self) -> None:
+        for group in self._groups():
+            group._freeze()
+        object.__setattr__(self, "_is_frozen", True)
+
+    def __getattr__(self, name: str) -> Any:
+        values = self.__dict__.get("_values", {})
+        if name in values:
+            return values[name]
+        raise AttributeError(f"{type(self).__name__} has no option {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_values", {}):
+            self.set(**{name: value})
+        elif not name.startswith("_") and self.__dict__.get("_sealed", False):
+            raise AttributeError(f"{type(self).__name__} has no option {name!r}")
+        else:
+            self.checkIsFrozen(name) if not name.startswith("_") else None
+            object.__setattr__(self, name, value)
+
+
+class _JitOptions(OptionsDict):
+    def traceModel(self, trace_model: bool) -> _JitOptions:
+        if trace_model:
+            raise ValueError("Tracing with torch.jit.trace is no longer supported: remove Jit.traceModel(True)")
+        logger.warning("Jit.traceModel is deprecated and has no effect")
+        return self
+
+
+class _PrecisionOptions(OptionsDict):
+    def __init__(self, popart_options: _PopartOptions) -> None:
+        super().__init__(enable_floating_point_exceptions=False, enable_stochastic_rounding=False)
+        self._popart = popart_options
+        self._partials = torch.float32
+
+    def halfFloatCasting(self, half_float_casting: Any) -> _PrecisionOptions:
+        logger.warning("Precision.halfFloatCasting is deprecated and has no effect")
+        return self
+
+    def runningStatisticsAlwaysFloat(self, value: bool) -> _PrecisionOptions:
+        logger.warning("Precision.runningStatisticsAlwaysFloat is deprecated and has no effect")
+        return self
+
+    def enableFloatingPointExceptions(self, enabled: bool) -> _PrecisionOptions:
+        if not isinstance(enabled, bool):
+            raise ValueError(f"enableFloatingPointExceptions needs a bool, not {enabled!r}")
+        self.set(enable_floating_point_exceptions=enabled)
+        self._popart.set("enableFloatingPointChecks", enabled)
+        return self
+
+    def enableStochasticRounding(self, enabled: bool) -> _PrecisionOptions:
+        self.set(enable_stochastic_rounding=enabled)
+        self._popart.set("enableStochasticRounding", enabled)
+        return self
+
+    def setPartialsType(self, dtype: torch.dtype) -> _PrecisionOptions:
+        if dtype not in (torch.float16, torch.float32):
+            raise ValueError(f"setPartialsType takes torch.half or torch.float, not {dtype}")
+        name = "half" if dtype == torch.float16 else "float"
+        self._partials = dtype
+        self._popart.set("partialsTypeMatMuls", name)
+        # Replaces whatever was there, dithering included (rule 6.4).
+        self._popart.set("convolutionOptions", {"partialsType": name})
+        return self
+
+
+class _TrainingOptions(OptionsDict):
+    def __init__(self, popart_options: _PopartOptions) -> None:
+        super().__init__(
+            gradient_accumulation=1,
+            accumulation_and_replication_reduction_type=enums.ReductionType.Mean,
+            meanAccumulationAndReplicationReductionStrategy=enums.MeanReductionStrategy.Post,
+            automatic_loss_scaling=False,
+        )
+        self._popart = popart_options
+
+    def gradientAccumulation(self, gradient_accumulation: int) -> _TrainingOptions:
+        self.set(gradient_accumulation=gradient_accumulation)
+        return self
+
+    def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType) -> _TrainingOptions:
+        if not isinstance(reduction_type, enums.ReductionType) or reduction_type == enums.ReductionType.NoReduction:
+            raise ValueError(f"The reduction must be ReductionType.Sum or ReductionType.Mean, not {reduction_type!r}")
+        self.set(accumulation_and_replication_reduction_type=reduction_type)
+        return self
+
+    def setMeanAccumulationAndReplicationReductionStrategy(
+        self, mean_reduction_strategy: enums.MeanReductionStrategy
+    ) -> _TrainingOptions:
+        self.set(meanAccumulationAndReplicationReductionStrategy=mean_reduction_strategy)
+        return self
+
+    def setAutomaticLossScaling(self, enabled: bool) -> _TrainingOptions:
+        self.set(automatic_loss_scaling=enabled)
+        self._popart.set("automaticLossScalingSettings.enabled", enabled)
+        return self
+
+    def setConvolutionDithering(self, enabled: bool) -> _TrainingOptions:
+        # Replaces whatever was there, the partials type included (rule 6.4).
+        self._popart.set("convolutionOptions", {"enableConvolutionDithering": "true" if enabled else "false"})
+        return self
+
+
+class _PopartOptions:
+    """Session options passed on to PopART by name; names and kinds are checked at compile (rule 9.7)."""
+
+    def __init__(self) -> None:
+        self.options: Dict[str, Any] = {}
+        self._is_frozen = False
+
+    def checkIsFrozen(self, option: Optional[str] = None) -> None:
+        if self._is_frozen:
+            raise AttributeError(f"Can't modify frozen Options (option {option!r})")
+
+    def set(self, key: str, value: Any) -> _PopartOptions:
+        self.checkIsFrozen(key)
+        self.options[key] = value
+        return self
+
+    def setEngineOptions(self, engine_options: Dict[str, str]) -> _PopartOptions:
+        return self.set("engineOptions", engine_options)
+
+    def setPatterns(self, patterns: Dict[str, bool], level: int = 2) -> _PopartOptions:
+        self.checkIsFrozen("patterns")
+        self.options["patterns"] = dict(patterns)
+        self.options["patterns_level"] = level
+        return self
+
+
+class _DistributedOptions(OptionsDict):
+    """Which of several processes this one is (section 11)."""
+
+    def __init__(self) -> None:
+        super().__init__(num_distributed_processes=1, distributed_process_id=0, ipuof_configs={})
+        self.setEnvVarNames("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+
+    def disable(self) -> _DistributedOptions:
+        self.set(num_distributed_processes=1, distributed_process_id=0)
+        return self
+
+    def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> _DistributedOptions:
+        processes = int(os.environ.get(var_num_processes, "1"))
+        return self.configureProcessId(int(os.environ.get(var_process_id, "0")), processes)
+
+    def configureProcessId(self, process_id: int, num_processes: int) -> _DistributedOptions:
+        self.set(distributed_process_id=process_id, num_distributed_processes=num_processes)
+        return self
+
+    @property
+    def processId(self) -> int:
+        return self.distributed_process_id  # type: ignore[no-any-return]
+
+    @property
+    def numProcesses(self) -> int:
+        return self.num_distributed_processes  # type: ignore[no-any-return]
+
+
+class TensorLocationSettings(OptionsDict):
+    """Where one kind of tensor is stored."""
+
+    def minElementsForOffChip(self, min_elements: int) -> TensorLocationSettings:
+        self.createOrSet(minElementsForOffChip=min_elements)
+        return self
+
+    def minElementsForReplicatedTensorSharding(self, min_elements: int) -> TensorLocationSettings:
+        self.createOrSet(minElementsForReplicatedTensorSharding=min_elements)
+        return self
+
+    def useOnChipStorage(self, use: bool = True) -> TensorLocationSettings:
+        self.createOrSet(onChip=int(use))
+        return self
+
+    def useReplicatedTensorSharding(self, use: bool = True) -> TensorLocationSettings:
+        self.createOrSet(useReplicatedTensorSharding=int(use))
+        return self
+
+    def useIOTilesToLoad(self, use: bool = True) -> TensorLocationSettings:
+        self.createOrSet(useIOTilesToLoad=int(use))
+        return self
+
+    def useIOTilesToStore(self, use: bool = True) -> TensorLocationSettings:
+        self.createOrSet(useIOTilesToStore=int(use))
+        return self
+
+
+class _TensorLocationOptions(OptionsDict):
+    def numIOTiles(self, num_tiles: int) -> _TensorLocationOptions:
+        if num_tiles % 2 or not 32 <= num_tiles <= 192:
+            raise ValueError(f"numIOTiles must be even and from 32 to 192, not {num_tiles}")
+        self.createOrSet(numIOTiles=num_tiles)
+        return self
+
+    def setActivationLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
+        return self._locate("location_activation", location)
+
+    def setWeightLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
+        return self._locate("location_weight", location)
+
+    def setOptimizerLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
+        return self._locate("location_optimizer", location)
+
+    def setAccumulatorLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
+        return self._locate("location_accumulator", location)
+
+    def _locate(self, name: str, location: TensorLocationSettings) -> _TensorLocationOptions:
+        if not isinstance(location, TensorLocationSettings):
+            raise TypeError(f"{name} takes a poptorch.TensorLocationSettings, not {type(location).__name__}")
+        self.createOrSet(**{name: location.toDict()})
+        return self
+
+
+class Options(OptionsDict):
+    """`poptorch.Options`: how a model is compiled and run."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            replication_factor=1,
+            input_group_size=1,
+            input_cgt=enums.CommGroupType.Consecutive,
+            broadcast_buffers=True,
+            device_iterations=1,
+            log_dir=".",
+            max_repeat_logs=4,
+            auto_round_num_ipus=False,
+            anchored_tensors={},
+            output_mode=enums.OutputMode.Default.value,
+            output_return_period=1,
+            connection_type=enums.ConnectionType.Always.value,
+            sync_pattern=enums.SyncPattern.Full.value,
+            available_memory_proportion={},
+        )
+        self._popart = _PopartOptions()
+        self._precision = _PrecisionOptions(self._popart)
+        self._training = _TrainingOptions(self._popart)
+        self._jit = _JitOptions()
+        self._distributed = _DistributedOptions()
+        self._locations = _TensorLocationOptions()
+        self._strategy: Strategy = PipelinedExecution()
+        self._progress_bar: Union[bool, Callable[[int, int], None]] = True
+        self._source_location_excludes: List[str] = []
+        self._relax_optimizer_checks = False
+        if "POPTORCH_CACHE_DIR" in os.environ:
+            self.enableExecutableCaching(os.environ["POPTORCH_CACHE_DIR"])
+        if "POPTORCH_DEFAULT_OPTIONS" in os.environ:
+            self.from_json(os.environ["POPTORCH_DEFAULT_OPTIONS"])
+        self._sealed = True
+
+    # Groups -----------------------------------------------------------------------------------
+
+    @property
+    def Jit(self) -> _JitOptions:
+        return self._jit
+
+    @property
+    def Precision(self) -> _PrecisionOptions:
+        return self._precision
+
+    @property
+    def Training(self) -> _TrainingOptions:
+        return self._training
+
+    @property
+    def Distributed(self) -> _DistributedOptions:
+        return self._distributed
+
+    @property
+    def TensorLocations(self) -> _TensorLocationOptions:
+        return self._locations
+
+    # Batches ----------------------------------------------------------------------------------
+
+    def deviceIterations(self, device_iterations: int) -> Options:
+        self.set(device_iterations=device_iterations)
+        return self
+
+    def replicationFactor(self, replication_factor: int) -> Options:
+        self.set(replication_factor=replication_factor)
+        return self
+
+    def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType) -> Options:
+        if input_group_type not in (enums.CommGroupType.Consecutive, enums.CommGroupType.Orthogonal):
+            raise ValueError(f"inputReplicaGrouping takes Consecutive or Orthogonal groups, not {input_group_type!r}")
+        self.set(input_group_size=input_group_size, input_cgt=input_group_type)
+        return self
+
+    def outputMode(self, output_mode: enums.OutputMode, output_return_period: Optional[int] = None) -> Options:
+        if not isinstance(output_mode, enums.OutputMode):
+            raise AssertionError(f"outputMode takes a poptorch.OutputMode, not {output_mode!r}")
+        if output_mode == enums.OutputMode.EveryN:
+            if not output_return_period or output_return_period < 1:
+                raise AssertionError("OutputMode.EveryN needs an output_return_period above 0")
+            self.set(output_return_period=output_return_period)
+        self.set(output_mode=output_mode.value)
+        return self
+
+    def defaultOutputMode(self) -> bool:
+        return bool(self.output_mode == enums.OutputMode.Default)
+
+    def anchorTensor(
+        self,
+        short_name: str,
+        long_name: str,
+        output_mode: Optional[enums.OutputMode] = None,
+        output_return_period: Optional[int] = 1,
+    ) -> None:
+        mode = enums.OutputMode(self.output_mode) if output_mode is None else output_mode
+        self.checkIsFrozen("anchored_tensors")
+        self.anchored_tensors[short_name] = [long_name, int(mode), output_return_period]
+
+    def broadcastBuffers(self, broadcast_buffers: bool = True) -> Options:
+        self.set(broadcast_buffers=broadcast_buffers)
+        return self
+
+    # Placement --------------------------------------------------------------------------------
+
+    def setExecutionStrategy(self, strategy: Any) -> Options:
+        self.checkIsFrozen("execution_strategy")
+        if isinstance(strategy, enums.AutoStage):
+            strategy = PipelinedExecution(strategy)
+        if not isinstance(strategy, Strategy):
+            raise AssertionError(f"setExecutionStrategy takes a strategy or an AutoStage, not {strategy!r}")
+        self._strategy = strategy
+        return self
+
+    def setAvailableMemoryProportion(self, available_memory_proportion: Dict[str, float]) -> Options:
+        for key, value in available_memory_proportion.items():
+            if not (key.startswith("IPU") and key[3:].isdigit()):
+                raise AssertionError(f"Available memory proportions are keyed \"IPU0\", \"IPU1\", ..., not {key!r}")
+            self.checkIsFrozen("available_memory_proportion")
+            self.available_memory_proportion[int(key[3:])] = value
+        return self
+
+    def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True) -> Options:
+        self.set(auto_round_num_ipus=auto_round_num_ipus)
+        return self
+
+    # Devices ----------------------------------------------------------------------------------
+
+    def useIpuModel(self, use_model: bool) -> Options:
+        self.createOrSet(use_model=bool(use_model))
+        return self
+
+    def connectionType(self, connection_type: enums.ConnectionType) -> Options:
+        if not isinstance(connection_type, enums.ConnectionType):
+            raise AssertionError(f"connectionType takes a poptorch.ConnectionType, not {connection_type!r}")
+        self.set(connection_type=connection_type.value)
+        return self
+
+    def syncPattern(self, sync_pattern: enums.SyncPattern) -> Options:
+        if not isinstance(sync_pattern, enums.SyncPattern):
+            raise AssertionError(f"syncPattern takes a poptorch.SyncPattern, not {sync_pattern!r}")
+        self.set(sync_pattern=sync_pattern.value)
+        return self
+
+    def useIpuId(self, ipu_id: int) -> Options:
+        if not isinstance(ipu_id, int):
+            raise AssertionError(f"useIpuId takes an integer, not {ipu_id!r}")
+        self.createOrSet(ipu_id=ipu_id)
+        return self
+
+    def useOfflineIpuTarget(self, ipu_version: int = 2) -> Options:
+        self.connectionType(enums.ConnectionType.Never)
+        self.createOrSet(ipu_version=ipu_version)
+        return self
+
+    # Numbers, caching, logs -------------------------------------------------------------------
+
+    def randomSeed(self, random_seed: int) -> Options:
+        """Seed the device, and torch on the host at this moment (rule 6.6)."""
+        if not isinstance(random_seed, int):
+            raise AssertionError(f"randomSeed takes an integer, not {random_seed!r}")
+        torch.manual_seed(random_seed)
+        self.createOrSet(random_seed=random_seed)
+        return self
+
+    def enableStableNorm(self, enabled: bool) -> Options:
+        self._popart.set("enableStableNorm", enabled)
+        return self
+
+    def enableSyntheticData(self, enabled: bool) -> Options:
+        self._popart.set("syntheticDataMode", int(enabled))
+        return self
+
+    def enableExecutableCaching(self, path: Optional[str]) -> Options:
+        self._popart.set("enableEngineCaching", path is not None)
+        if path is not None:
+            self._popart.set("cachePath", path)
+        return self
+
+    def logDir(self, log_dir: str) -> Options:
+        self.set(log_dir=log_dir)
+        return self
+
+    def maxRepeatLogs(self, max_lines: Optional[int]) -> Options:
+        self.createOrSet(max_repeat_logs=2**31 if max_lines is None else max_lines)
+        return self
+
+    def modelName(self, name: str) -> Options:
+        self.createOrSet(model_name=name)
+        return self
+
+    def logCycleCount(self, log_cycle_count: bool) -> Options:
+        self._popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
+        return self
+
+    def enableProfiling(self, profile_dir: Optional[str] = None) -> Options:
+        self.createOrSet(profile_dir=profile_dir or ".")
+        return self
+
+    def disableModuleNamescope(self) -> Options:
+        self.createOrSet(module_namescope_enabled=False)
+        return self
+
+    def updatableNamedBuffers(self, buffers: List[str]) -> Options:
+        self._popart.set("updatableNamedBuffers", list(buffers))
+        return self
+
+    def showCompilationProgressBar(self, show: bool = True) -> Options:
+        self.checkIsFrozen("show_compilation_progress_bar")
+        self._progress_bar = show
+        return self
+
+    def relaxOptimizerAttributesChecks(self, relax: bool = True) -> Options:
+        self.checkIsFrozen("relax_optimizer_checks")
+        self._relax_optimizer_checks = relax
+        return self
+
+    def sourceLocationExcludes(self, excludes: List[str]) -> Options:
+        self.checkIsFrozen("source_location_excludes")
+        self._source_location_excludes = list(excludes)
+        return self
+
+    def appendToLocationExcludes(self, *excludes: str) -> Options:
+        self.checkIsFrozen("source_location_excludes")
+        self._source_location_excludes.extend(excludes)
+        return self
+
+    # Files and copies -------------------------------------------------------------------------
+
+    def from_json(self, string: str) -> Options:
+        """Call setters named in a JSON object, for example `{"Training.gradientAccumulation": 8}`."""
+        for name, value in json.loads(string).items():
+            self._call_setter(name, value)
+        return self
+
+    def loadFromFile(self, filepath: str) -> Options:
+        """Call the setters written in a file, one `setter(arguments)` a line; # starts a comment."""
+        with open(filepath, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                text = line.split("#")[0].strip()
+                if not text:
+                    continue
+                name, bracket, arguments = text.partition("(")
+                try:
+                    value = json.loads(f"[{arguments.rstrip(')')}]") if bracket else []
+                    self._call_setter(name, *value)
+                except (ValueError, AttributeError, TypeError) as error:
+                    raise ConfigFileError(f"{filepath}, line {number}: {text!r} is not an option call ({error})") from error
+        return self
+
+    def _call_setter(self, name: str, *values: Any) -> None:
+        target: Any = self
+        *groups, setter = name.split(".")
+        for group in groups:
+            target = getattr(target, group)
+        getattr(target, setter)(*values)
+
+    def toDict(self) -> Dict[str, Any]:
+        """Every option by name, those of the groups included."""
+        result = super().toDict()
+        for group in self._groups():
+            result.update(group.toDict())
+        result.update(self._strategy.backendOptions())
+        return result
+
+    def clone(self) -> Options:
+        """An unfrozen copy."""
+        copied = copy.deepcopy(self)
+        for part in (copied, copied._popart, *copied._groups()):
+            object.__setattr__(part, "_is_frozen", False)
+        return copied
+
+    def _freeze(self) -> None:
+        super()._freeze()
+        self._popart._is_frozen = True
+
+    def __deepcopy__(self, memo: Dict[int, Any]) -> Options:
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in self.__dict__.items():
+            object.__setattr__(copied, name, copy.deepcopy(value, memo))
+        return copied
+
+

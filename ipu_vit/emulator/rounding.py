@@ -1,0 +1,41 @@
+"""Rounding float32 values to the type they are stored in: to nearest, or at random without bias."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ipu_vit.emulator.random import BitStream
+
+# Half keeps 10 of float32's 23 fraction bits; the other 13 decide the rounding.
+_DROPPED = (1 << 13) - 1
+_SMALLEST_NORMAL = 2.0**-14
+_SUBNORMAL_STEP = 2.0**-24
+
+
+def store(values: Tensor, target: Tensor, bits: Optional[BitStream]) -> None:
+    """Write float32 `values` into `target`; into float16 at random if there are bits to draw from."""
+    if bits is not None and target.dtype == torch.float16:
+        values = round_stochastically(values, bits)
+    target.copy_(values)
+
+
+def round_stochastically(values: Tensor, bits: BitStream) -> Tensor:
+    """Round float32 to float16, up or down with the probabilities that keep the expectation.
+
+    Adding uniform noise below the last kept bit and cutting off carries into that bit exactly as
+    often as the cut-off part demands. Below half's normal range the grid is uniform, and rounding
+    happens there on the numbers themselves. Overflow goes to infinity as with any rounding;
+    infinities and NaN stay what they are.
+    """
+    values = values.contiguous()
+    noise = bits.int16(values.numel()).view(values.shape).bitwise_and_(_DROPPED).int()
+    rounded = (values.view(torch.int32) + noise).bitwise_and_(~_DROPPED).view(torch.float32)
+    small = values.abs() < _SMALLEST_NORMAL
+    if bool(small.any()):
+        uniform = noise.float().div_(_DROPPED + 1)
+        on_grid = (values / _SUBNORMAL_STEP).add_(uniform).floor_().mul_(_SUBNORMAL_STEP)
+        rounded = torch.where(small, on_grid, rounded)
+    return rounded.half()

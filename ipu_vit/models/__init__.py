@@ -1,0 +1,1 @@
+"""The mathematics of the models: plain PyTorch, no word about devices."""
