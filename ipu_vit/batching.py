@@ -77,7 +77,7 @@ def powers_of_two(limit: int) -> List[int]:
 
 
 def _micro_batches_hint(global_batch: int, micro_batch: int, replicas: int, stages: int, most: int = 6) -> str:
-    """The legal micro batches nearest to the one asked for, as the end of a sentence; empty if there are none."""
+    """The legal micro batches nearest in ratio to the one asked for, as the end of a sentence; empty if none."""
     legal = legal_micro_batches(global_batch, replicas, stages)
-    near = sorted(sorted(legal, key=lambda size: abs(size - micro_batch))[:most])
+    near = sorted(sorted(legal, key=lambda size: max(size / micro_batch, micro_batch / size))[:most])
     return f"; micro batches that fit {global_batch}: {', '.join(map(str, near))}" if near else ""

@@ -270,7 +270,10 @@ class Settings(Section):
     rehearse: Literal["auto", "always", "never"] = Field(
         "auto", description="check the whole run with one weight update; auto: when there is no IPU"
     )
-    weights: Optional[str] = Field(None, description="checkpoint to start from; none: random initial weights")
+    weights: Optional[str] = Field(
+        None, description="file of weights to start from; none: random initial weights; empty: must still be given"
+    )
+    export: Optional[str] = Field(None, description="file that gets the final weights, in Google's .npz layout")
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     pipeline: PipelineSettings = PipelineSettings()

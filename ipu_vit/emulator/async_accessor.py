@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import pickle
+import signal
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from typing import Any, List, Optional, Tuple
@@ -80,7 +81,16 @@ class AsynchronousDataAccessor:
         # Not a daemon, for those may have no children, and most datasets are loaders with workers.
         self._process = context.Process(
             target=ring_worker.work,
-            args=(workers_end, self._file, parcel, buffer_size, rebatched_size, self.keeps_rest, load_indefinitely),
+            args=(
+                workers_end,
+                self._file,
+                parcel,
+                buffer_size,
+                rebatched_size,
+                self.keeps_rest,
+                load_indefinitely,
+                multiprocessing.get_start_method(allow_none=True),
+            ),
             name="poptorch-data",
             daemon=False,
         )
@@ -173,15 +183,13 @@ class AsynchronousDataAccessor:
 
     def _obituary(self) -> str:
         self._process.join(ring_worker.GRACE)
-        code = self._process.exitcode
+        worker, code = f"The data loader's worker process (pid {self._process.pid})", self._process.exitcode
         if code is not None and code < 0:
-            return (
-                f"The data loader's worker process (pid {self._process.pid}) was killed by signal {-code}"
-                + (", as the kernel does when memory runs out" if code == -9 else "")
-            )
+            hint = ", as the kernel does when memory runs out" if code == -signal.SIGKILL else ""
+            return f"{worker} was killed by signal {-code}{hint}"
         return (
-            f"The data loader's worker process (pid {self._process.pid}) ended unexpectedly with exit code {code}. If it "
-            'printed a traceback about starting up: a script needs `if __name__ == "__main__":` around its main part'
+            f"{worker} ended unexpectedly with exit code {code}. If it printed a traceback about starting up: a script "
+            'that loads data in other processes needs `if __name__ == "__main__":` around its main part'
         )
 
 
@@ -199,7 +207,7 @@ def count_items(dataset: Any) -> int:
 
 def _stop(connection: Connection, process: Any) -> None:
     connection.close()
-    process.join(2 * ring_worker.GRACE)
+    process.join(ring_worker.PATIENCE + 2 * ring_worker.GRACE)
     if process.is_alive():
         process.kill()
         process.join()

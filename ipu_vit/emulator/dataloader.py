@@ -59,8 +59,8 @@ class Partition(Sampler[int]):
         order = self._order
         if self._permuted and self._epoch % 2:
             moved = min(self._rest, len(order) // 2)
-            front, middle, end = order.split([moved, len(order) - 2 * moved, moved])
-            order = torch.cat([end, middle, front])
+            end = len(order) - moved
+            order = torch.cat([order[end:], order[moved:end], order[:moved]])
         first = self._process * self._share
         block: List[int] = order[first : first + self._share].tolist()
         return block
@@ -126,7 +126,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         )
         if batch_sampler is not None:
             batch_size = getattr(batch_sampler, "batch_size", batch_size)
-        self._combined_batch_size = micro_batches * batch_size
+        self._combined_batch_size: int = micro_batches * batch_size
 
         partitioned = auto_distributed_partitioning and options.Distributed.numProcesses > 1
         loading: Dict[str, Any] = dict(

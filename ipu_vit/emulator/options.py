@@ -299,9 +299,9 @@ class Options(OptionsDict):
             sync_pattern=enums.SyncPattern.Full.value,
             available_memory_proportion={},
         )
-        self._popart = _PopartOptions()
-        self._precision = _PrecisionOptions(self._popart)
-        self._training = _TrainingOptions(self._popart)
+        self._Popart = _PopartOptions()
+        self._precision = _PrecisionOptions(self._Popart)
+        self._training = _TrainingOptions(self._Popart)
         self._jit = _JitOptions()
         self._distributed = _DistributedOptions()
         self._locations = _TensorLocationOptions()
@@ -444,17 +444,17 @@ class Options(OptionsDict):
         return self
 
     def enableStableNorm(self, enabled: bool) -> Options:
-        self._popart.set("enableStableNorm", enabled)
+        self._Popart.set("enableStableNorm", enabled)
         return self
 
     def enableSyntheticData(self, enabled: bool) -> Options:
-        self._popart.set("syntheticDataMode", int(enabled))
+        self._Popart.set("syntheticDataMode", int(enabled))
         return self
 
     def enableExecutableCaching(self, path: Optional[str]) -> Options:
-        self._popart.set("enableEngineCaching", path is not None)
+        self._Popart.set("enableEngineCaching", path is not None)
         if path is not None:
-            self._popart.set("cachePath", path)
+            self._Popart.set("cachePath", path)
         return self
 
     def logDir(self, log_dir: str) -> Options:
@@ -470,7 +470,7 @@ class Options(OptionsDict):
         return self
 
     def logCycleCount(self, log_cycle_count: bool) -> Options:
-        self._popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
+        self._Popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
         return self
 
     def enableProfiling(self, profile_dir: Optional[str] = None) -> Options:
@@ -482,7 +482,7 @@ class Options(OptionsDict):
         return self
 
     def updatableNamedBuffers(self, buffers: List[str]) -> Options:
-        self._popart.set("updatableNamedBuffers", list(buffers))
+        self._Popart.set("updatableNamedBuffers", list(buffers))
         return self
 
     def showCompilationProgressBar(self, show: bool = True) -> Options:
@@ -546,13 +546,13 @@ class Options(OptionsDict):
     def clone(self) -> Options:
         """An unfrozen copy."""
         copied = copy.deepcopy(self)
-        for part in (copied, copied._popart, *copied._groups()):
+        for part in (copied, copied._Popart, *copied._groups()):
             object.__setattr__(part, "_is_frozen", False)
         return copied
 
     def _freeze(self) -> None:
         super()._freeze()
-        self._popart._is_frozen = True
+        self._Popart._is_frozen = True
 
     def __deepcopy__(self, memo: Dict[int, Any]) -> Options:
         copied = object.__new__(type(self))

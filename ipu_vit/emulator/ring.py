@@ -80,11 +80,8 @@ class Layout:
         places, slot_size = self._places()
         memory = torch.frombuffer(mmap.mmap(file.fd, self.size), dtype=torch.uint8)
         return [
-            [
-                slot[begin:end].view(dtype).view(shape)
-                for (dtype, shape), (begin, end) in zip(self.tensors, places)
-            ]
-            for slot in memory.split(slot_size)
+            [slot[begin:end].view(dtype).view(shape) for (dtype, shape), (begin, end) in zip(self.tensors, places)]
+            for slot in memory.view(self.slots, slot_size)
         ]
 
 
@@ -118,11 +115,11 @@ class Structure:
             parts = [batch[key] for key in self._keys]
         else:
             parts = list(batch)
-        for position, part in enumerate(parts):
+        for name, part in zip(self._keys or range(len(parts)), parts):
             if not isinstance(part, torch.Tensor):
                 raise TypeError(
-                    f"An asynchronous dataset must yield tensors: part {self._keys[position] if self._keys else position!r} "
-                    f"of a batch is a {type(part).__name__} (labels must be tensors too, and nothing may be nested)"
+                    f"An asynchronous dataset must yield tensors: part {name!r} of a batch is a {type(part).__name__} "
+                    "(labels must be tensors too, and nothing may be nested)"
                 )
         return parts
 

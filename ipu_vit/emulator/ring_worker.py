@@ -18,6 +18,7 @@ not, be it because of `terminate()`, of the end of the program or of SIGKILL, ev
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -39,8 +40,9 @@ from ipu_vit.emulator.ring import Layout, SharedFile, Structure, custom_parsers
 START, RELEASE = b"start", b"release"
 LAYOUT, FILLED, END, ERROR = "layout", "filled", "end", "error"
 
-# How long a worker that is busy when it should leave may take to do so, in seconds.
-GRACE = 5.0
+# Seconds for a worker to leave by itself once the reader has hung up, and then to do so when it is told.
+PATIENCE = 1.0
+GRACE = 4.0
 
 
 class _Pickler(ForkingPickler):
@@ -59,7 +61,8 @@ class _Pickler(ForkingPickler):
 
 
 def _restore_tensor(data: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
-    return torch.from_numpy(data).view(dtype).view(shape)
+    tensor: torch.Tensor = torch.from_numpy(data)
+    return tensor.view(dtype).view(shape)
 
 
 class Parcel:
@@ -215,14 +218,18 @@ def _iterate(dataset: Any) -> Iterator[Any]:
 def _leave(*_: Any) -> None:
     # Once only: the exit must not interrupt the clean-up that it causes.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit()
+    sys.exit(0)
 
 
 def _leave_with_reader(connection: int) -> None:
-    """Wait until the reader hangs up, then end this process, gently first."""
+    """Wait until the reader hangs up, and see to it that this process ends, gently first.
+
+    Between two batches it notices by itself (`_obey`); a slow dataset is interrupted, a stuck one killed.
+    """
     hang_up = select.poll()
     hang_up.register(connection, 0)
     hang_up.poll()
+    time.sleep(PATIENCE)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(1)
@@ -236,8 +243,11 @@ def work(
     rebatched_size: Optional[int],
     keeps_rest: bool,
     load_indefinitely: bool,
+    start_method: Optional[str],
 ) -> None:
     """The worker process."""
+    # The dataset's own workers start as they would in the reader's process, and not as this one was started.
+    multiprocessing.set_start_method(start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program; it closes the connection if it ends
     signal.signal(signal.SIGTERM, _leave)
     # The dataset's own workers must not keep the connection open when this process dies.

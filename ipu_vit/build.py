@@ -1,0 +1,26 @@
+"""Settings to a model with its first weights."""
+
+from __future__ import annotations
+
+import torch
+
+from ipu_vit.errors import UserError
+from ipu_vit.models.vit import VisionTransformer
+from ipu_vit.settings import Settings
+from ipu_vit.weights.load import load_weights
+
+
+def build_model(settings: Settings) -> VisionTransformer:
+    """The model of the settings with initial weights of the seed, in the run's precision."""
+    torch.manual_seed(settings.seed)
+    model = VisionTransformer(**settings.model.model_dump())
+    return model.half() if settings.precision == "float16" else model
+
+
+def start_from_weights(model: VisionTransformer, settings: Settings) -> str:
+    """Load the settings' weights into the model; returns what was done, in words."""
+    if settings.weights == "":
+        raise UserError("weights is not set: give a file of pre-trained weights, or weights=none for random initial ones")
+    if settings.weights is None:
+        return "weights: random initial values"
+    return load_weights(model, settings.weights).summary()

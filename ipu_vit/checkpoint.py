@@ -1,0 +1,137 @@
+"""Saving a run so that it can go on exactly where it was, whatever happens meanwhile.
+
+A checkpoint is one safetensors file: tensors named `model.…` and `optimizer.…`, and in its header,
+as JSON, whatever else a run needs. It is written aside, flushed to the disk and then renamed, so
+under its own name it is always complete. The newest few and the best are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ipu_vit.errors import UserError
+from ipu_vit.run_folder import make_folder
+from ipu_vit.weights.atomic import replacing
+
+_NAME = re.compile(r"update-(\d{8})\.safetensors")
+_STATE = "ipu_vit"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run continues from, after `update` weight updates."""
+
+    update: int
+    model: Dict[str, Tensor]
+    optimizer: Dict[str, Any]
+    rng_state: List[int]
+    best_accuracy: Optional[float] = None
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder of its own."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.best = folder / "best.safetensors"
+        self._keep = keep
+        make_folder(folder, "output")
+        for left_over in folder.glob("*.part"):  # of a process that was killed while saving
+            left_over.unlink()
+
+    def path(self, update: int) -> Path:
+        return self.folder / f"update-{update:08d}.safetensors"
+
+    def updates(self) -> List[int]:
+        """The updates after which a checkpoint is there, oldest first."""
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("update-*.safetensors"))
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint, then let go of those that are too many.
+
+        Raises UserError when the folder cannot be written; what was saved before is untouched.
+        """
+        path = self.path(checkpoint.update)
+        self._write(checkpoint, path)
+        for update in self.updates()[: -self._keep]:
+            self.path(update).unlink()
+        return path
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint with the best validation accuracy so far."""
+        self._write(checkpoint, self.best)
+
+    def latest(self) -> Optional[Checkpoint]:
+        """The newest checkpoint, if there is one."""
+        updates = self.updates()
+        return read_checkpoint(self.path(updates[-1])) if updates else None
+
+    def _write(self, checkpoint: Checkpoint, path: Path) -> None:
+        try:
+            with replacing(str(path)) as file:
+                file.write(_encode(checkpoint))
+        except UserError as error:
+            raise UserError(
+                f"{error}; earlier checkpoints are untouched, and the same command continues from the last one"
+            ) from error
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; raises UserError for a file that is none."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            state = json.loads(file.metadata()[_STATE])
+    except Exception as error:  # safetensors raises its own type, and others for other damage
+        raise UserError(f"{path} is not a checkpoint of ipu_vit, or is damaged: {error}") from error
+    optimizer = _unflatten(state["optimizer"], tensors)
+    model = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    return Checkpoint(state["update"], model, optimizer, state["rng_state"], state["best_accuracy"])
+
+
+def _encode(checkpoint: Checkpoint) -> bytes:
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in checkpoint.model.items()}
+    state = {
+        "update": checkpoint.update,
+        "optimizer": _flatten(checkpoint.optimizer, "optimizer", tensors),
+        "rng_state": checkpoint.rng_state,
+        "best_accuracy": checkpoint.best_accuracy,
+    }
+    return save(tensors, metadata={_STATE: json.dumps(state)})
+
+
+def _flatten(value: Any, name: str, tensors: Dict[str, Tensor]) -> Any:
+    """Move the tensors of a nested value into `tensors`, leaving their names in a JSON value.
+
+    Dictionaries become lists of pairs, because JSON's keys are text and PyTorch's can be numbers.
+    """
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _flatten(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_flatten(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]}
+    return value
+
+
+def _unflatten(value: Any, tensors: Dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    (kind, content), *_ = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unflatten(item, tensors) for key, item in content}
+    items = [_unflatten(item, tensors) for item in content]
+    return items if kind == "list" else tuple(items)

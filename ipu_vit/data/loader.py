@@ -1,0 +1,116 @@
+"""Settings to data loaders: which images, which transform, how many processes.
+
+PopTorch's loader cuts nothing and shuffles nothing here: the samples know their own order
+(`ipu_vit.data.samples`), so every item is the next image of the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import poptorch
+from torch.utils.data import Dataset
+
+from ipu_vit.data.augment import EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.folder import ImageFolder
+from ipu_vit.data.generated import GeneratedImages
+from ipu_vit.data.prepare import prepare
+from ipu_vit.data.samples import EvaluationSamples, Sample, TrainingSamples, worker_init
+from ipu_vit.data.source import Source
+from ipu_vit.errors import UserError
+from ipu_vit.settings import Settings
+
+# Validation images when they are generated: enough for a few host batches.
+_GENERATED_VALIDATION_IMAGES = 1000
+
+
+class Sources(NamedTuple):
+    """The images of a run."""
+
+    training: Source
+    validation: Source
+
+
+def open_sources(settings: Settings) -> Sources:
+    """Find the images, writing them first if they are the package's own to write.
+
+    Raises UserError when they are missing or do not have the model's number of classes.
+    """
+    data, classes = settings.data, settings.model.classes
+    if data.source == "generated":
+        size, seed = settings.model.image_size, settings.seed
+        return Sources(
+            GeneratedImages(data.generated_images, size, classes, seed),
+            GeneratedImages(_GENERATED_VALIDATION_IMAGES, size, classes, seed + 1),
+        )
+    if not data.root:
+        raise UserError(
+            "data.root is not set: give the folder that holds the images as "
+            f"{data.train_split}/CLASS/*.JPEG and {data.validation_split}/CLASS/*.JPEG, or use data=generated"
+        )
+    prepare(data)
+    root = Path(data.root)
+    training = ImageFolder(root / data.train_split, f"data.root={root}")
+    if len(training.classes) != classes:
+        raise UserError(
+            f"model.classes={classes} but data.root={root} has {len(training.classes)} class folders in "
+            f"{data.train_split}; set model.classes={len(training.classes)}"
+        )
+    return Sources(training, ImageFolder(root / data.validation_split, f"data.root={root}", training.classes))
+
+
+def training_loader(
+    settings: Settings, options: Any, source: Source, first_update: int, unreadable_log: Optional[Path] = None
+) -> Any:
+    """Host batches of (uint8 images, labels) from a weight update on to the end of the run."""
+    data, pipeline = settings.data, settings.pipeline
+    samples = TrainingSamples(
+        source,
+        _as_it_is
+        if data.source == "generated"
+        else TrainingTransform(settings.model.image_size, data.crop_area, data.crop_ratio, data.interpolation, data.flip),
+        seed=settings.seed,
+        global_batch=pipeline.global_batch,
+        first_update=first_update,
+        last_update=settings.schedule.updates,
+        unreadable_log=unreadable_log,
+    )
+    return _loader(options, samples, pipeline.micro_batch, data.workers)
+
+
+def evaluation_loader(settings: Settings, options: Any, source: Source, unreadable_log: Optional[Path] = None) -> Any:
+    """Host batches that hold every image once and end in padding with label −1."""
+    data, micro_batch = settings.data, settings.evaluation.micro_batch
+    samples = EvaluationSamples(
+        source,
+        channels_first
+        if data.source == "generated"
+        else EvaluationTransform(data.evaluation_resize, settings.model.image_size, data.interpolation),
+        image_size=settings.model.image_size,
+        pad_to=micro_batch * options.device_iterations * options.replication_factor,
+        skip_unreadable=data.skip_unreadable,
+        unreadable_log=unreadable_log,
+    )
+    return _loader(options, samples, micro_batch, data.workers)
+
+
+def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, workers: int) -> Any:
+    """PopTorch's loader: in this process without workers, else ahead of it in others."""
+    if workers == 0:
+        return poptorch.DataLoader(options, samples, batch_size=micro_batch)
+    return poptorch.DataLoader(
+        options,
+        samples,
+        batch_size=micro_batch,
+        num_workers=workers,
+        mode=poptorch.DataLoaderMode.AsyncRebatched,
+        rebatched_worker_size=micro_batch,
+        worker_init_fn=worker_init,
+        async_options={"early_preload": True, "load_indefinitely": False},
+    )
+
+
+def _as_it_is(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return channels_first(image)

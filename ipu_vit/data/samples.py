@@ -1,0 +1,180 @@
+"""Which image is which sample of a run.
+
+Training sample *k* of the whole run depends on the seed and *k* alone: with N images it is image
+`order(epoch)[k % N]` of epoch `k // N`, augmented by a random generator keyed by *k*. Hence a
+resumed run needs no more than its first update, and neither the number of worker processes, nor
+that of training processes, nor how far either reads ahead, changes what the model sees.
+
+                 update 0          update 1          update 2
+    sample     0  1  2  3        4  5  6  7        8  9 10 11        global batch 4
+    process    0  0  1  1        0  0  1  1        0  0  1  1        2 processes
+    epoch      0  0  0  0        0  0  1  1        1  1  1  1        N = 6 images
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Callable, List, Optional, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ipu_vit.data.decode import UnreadableImage
+from ipu_vit.data.source import Source
+from ipu_vit.errors import UserError
+
+MOST_TRIES = 100
+"""Unreadable images in a row before training stops: the disk is gone, not an image."""
+
+NO_LABEL = -1
+"""The label of padding, and of images that evaluation skips."""
+
+Sample = Tuple[Tensor, Tensor]
+"""An image, uint8 (3, size, size), and its label, an int64 scalar."""
+
+
+class TrainingSamples(Dataset[Sample]):
+    """The samples of updates `first_update` to `last_update` (exclusive) that one process feeds.
+
+    An unreadable image is replaced by the next readable one of its epoch, so that batches stay
+    full, and its name is added to `unreadable_log`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+        *,
+        seed: int,
+        global_batch: int,
+        first_update: int,
+        last_update: int,
+        process: int = 0,
+        processes: int = 1,
+        unreadable_log: Optional[Path] = None,
+    ) -> None:
+        if global_batch % processes:
+            raise ValueError(f"global_batch={global_batch} does not divide by processes={processes}")
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.global_batch = global_batch
+        self.local_batch = global_batch // processes
+        self.first_update = first_update
+        self.last_update = last_update
+        self.process = process
+        self.unreadable_log = unreadable_log
+
+    def __len__(self) -> int:
+        return (self.last_update - self.first_update) * self.local_batch
+
+    def __getitem__(self, item: int) -> Sample:
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        update, place = divmod(item, self.local_batch)
+        sample = (self.first_update + update) * self.global_batch + self.process * self.local_batch + place
+        index, image = self._readable(*divmod(sample, len(self.source)))
+        rng = np.random.default_rng((self.seed, AUGMENTATION, sample))
+        return _tensors(self.transform(image, rng), self.source.label(index))
+
+    def _readable(self, epoch: int, position: int) -> Tuple[int, np.ndarray]:
+        order = epoch_order(len(self.source), self.seed, epoch)
+        for step in range(MOST_TRIES):
+            index = int(order[(position + step) % len(order)])
+            try:
+                return index, self.source.load(index)
+            except UnreadableImage as error:
+                _log_unreadable(self.unreadable_log, self.source.name(index))
+                last_error = error
+        raise UserError(f"data.root: {MOST_TRIES} images in a row are unreadable, the last being {last_error}")
+
+
+class EvaluationSamples(Dataset[Sample]):
+    """Every image once, in order, then black images with label −1 up to a multiple of `pad_to`.
+
+    An unreadable image stops the evaluation, because a score over fewer images is another score;
+    with `skip_unreadable` it becomes padding and is logged.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Callable[[np.ndarray], np.ndarray],
+        *,
+        image_size: int,
+        pad_to: int = 1,
+        skip_unreadable: bool = False,
+        unreadable_log: Optional[Path] = None,
+    ) -> None:
+        self.source = source
+        self.transform = transform
+        self.image_size = image_size
+        self.pad_to = pad_to
+        self.skip_unreadable = skip_unreadable
+        self.unreadable_log = unreadable_log
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.pad_to) * self.pad_to
+
+    def __getitem__(self, item: int) -> Sample:
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        if item >= len(self.source):
+            return self._padding()
+        try:
+            image = self.source.load(item)
+        except UnreadableImage as error:
+            if not self.skip_unreadable:
+                raise UserError(
+                    f"validation image {error}; replace it, or set data.skip_unreadable=true to score the others"
+                ) from error
+            _log_unreadable(self.unreadable_log, self.source.name(item))
+            return self._padding()
+        return _tensors(self.transform(image), self.source.label(item))
+
+    def _padding(self) -> Sample:
+        return _tensors(np.zeros((3, self.image_size, self.image_size), np.uint8), NO_LABEL)
+
+
+# First words of the random generators' keys after the seed, which keep the two uses apart.
+ORDER, AUGMENTATION = 0, 1
+
+
+@lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The images of an epoch in the order they are seen; the last two epochs' are kept."""
+    order = np.arange(count, dtype=np.int32)
+    np.random.default_rng((seed, ORDER, epoch)).shuffle(order)
+    order.flags.writeable = False
+    return order
+
+
+def worker_init(worker: int) -> None:
+    """For DataLoader's `worker_init_fn`: one thread each, as the workers are the parallelism."""
+    torch.set_num_threads(1)
+
+
+def unreadable_files(log: Path) -> List[str]:
+    """The names in a log of unreadable images, each once, sorted."""
+    if not log.exists():
+        return []
+    return sorted({os.fsdecode(line) for line in log.read_bytes().splitlines()})
+
+
+def _log_unreadable(log: Optional[Path], name: str) -> None:
+    """Add a line in one write to a file opened for appending, which several processes may do at once."""
+    if log is None:
+        return
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, os.fsencode(name) + b"\n")
+    finally:
+        os.close(file)
+
+
+def _tensors(image: np.ndarray, label: int) -> Sample:
+    return torch.from_numpy(image), torch.tensor(label)

@@ -1,0 +1,131 @@
+"""What a user sees of a run: banners, tables, a progress bar, and one line per host step.
+
+On a terminal the bar shows the lines' content; elsewhere the lines are printed, in the form that the
+SDK's benchmark scripts read. The log file always has the lines.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Iterator, List, NamedTuple, Optional
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ipu_vit.models.vit import VisionTransformer
+from ipu_vit.parallel import contents_of_ipus
+from ipu_vit.settings import Settings
+
+
+class HostStep(NamedTuple):
+    """The figures of one host call."""
+
+    epoch: float
+    update: int
+    updates: int
+    lr: float
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds: float
+    waiting: float  # share of the time that was spent waiting for data
+
+    @property
+    def line(self) -> str:
+        return (
+            f"Epoch: {self.epoch:.2f} Step: {self.update}/{self.updates} Lr: {self.lr:.6f} loss: {self.loss:.4f} "
+            f"accuracy: {self.accuracy:.4f} throughput: {self.images_per_second:.2f} samples/sec "
+            f"Mean step duration: {self.seconds:.3f} second Mean data consumption ratio: {self.waiting:.3f}"
+        )
+
+
+class Report:
+    """Writes to the console and to a log file."""
+
+    def __init__(self, log: Optional[Path] = None, console: Optional[Console] = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._log: Optional[IO[str]] = log.open("a", buffering=1) if log else None
+        self._bar: Optional[Progress] = None
+
+    def close(self) -> None:
+        if self._log:
+            self._log.close()
+
+    def say(self, text: str) -> None:
+        """Print a line, and log it with the time."""
+        self.console.print(text, markup=False)
+        self._write(text)
+
+    def table(self, title: str, columns: List[str], rows: List[List[str]]) -> None:
+        """Print a table; all but the second column are numbers."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for position, column in enumerate(columns):
+            table.add_column(column, justify="left" if position == 1 else "right")
+        for row in rows:
+            table.add_row(*row)
+            self._write(" | ".join(row))
+        self.console.print(table)
+
+    @contextmanager
+    def progress(self, task: str, total: int, done: int = 0) -> Iterator[Progress]:
+        """A progress bar with the time left; on a terminal only."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
+            bar.add_task(task, total=total, completed=done, figures="")
+            self._bar = bar
+            try:
+                yield bar
+            finally:
+                self._bar = None
+
+    def advance(self, done: int, figures: str = "") -> None:
+        """Move the bar that is shown."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, figures=figures)
+
+    def host_step(self, step: HostStep) -> None:
+        """One line to the log; to the console too unless a bar is there."""
+        self._write(step.line)
+        if self.console.is_terminal:
+            figures = f"loss {step.loss:.3f} · lr {step.lr:.4f} · {step.images_per_second:.0f} images/s"
+            self.advance(step.update, figures)
+        else:
+            self.console.print(step.line, markup=False)
+
+    def _write(self, text: str) -> None:
+        if self._log:
+            for line in text.splitlines():
+                self._log.write(f"{datetime.now().isoformat(sep=' ', timespec='milliseconds')} {line}\n")
+
+
+def show_plan(report: Report, settings: Settings, model: VisionTransformer, images: int) -> None:
+    """The table of what sits on which IPU, and how a global batch is cut."""
+    plan, schedule = settings.pipeline.batch_plan(), settings.schedule
+    contents = contents_of_ipus(model, settings.pipeline.layers_per_ipu)
+    stages = len(contents)
+    rows = [
+        [
+            str(ipu.ipu),
+            ipu.description,
+            f"{ipu.parameters / 1e6:.2f} M",
+            f"{ipu.weight_bytes / 2**20:.1f} MiB",
+            # A stage keeps what its micro batches need until their backward pass comes by.
+            str(2 * (stages - 1 - ipu.ipu) + 1),
+        ]
+        for ipu in contents
+    ]
+    report.table("Pipeline", ["IPU", "holds", "parameters", "weights", "micro batches in flight"], rows)
+    report.say(
+        f"batch {plan.global_batch} = micro batch {plan.micro_batch} × accumulation {plan.accumulation} × replicas "
+        f"{plan.replicas}; {schedule.updates:,} updates over {images:,} images are "
+        f"{schedule.updates * plan.global_batch / images:.1f} epochs"
+    )

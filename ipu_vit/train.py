@@ -1,0 +1,201 @@
+"""Training, top to bottom: open the run, build the pipeline, loop over host steps, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Iterator, Optional
+
+import poptorch
+import torch
+
+from ipu_vit.build import build_model, start_from_weights
+from ipu_vit.checkpoint import Checkpoint, Checkpoints
+from ipu_vit.data.loader import open_sources, training_loader
+from ipu_vit.data.samples import unreadable_files
+from ipu_vit.device import Device
+from ipu_vit.errors import UserError
+from ipu_vit.evaluate import Evaluator, Score
+from ipu_vit.optim import DTYPES, build_optimizer, learning_rate, set_learning_rate
+from ipu_vit.options import training_options
+from ipu_vit.parallel import place
+from ipu_vit.pictures import draw_predictions
+from ipu_vit.report import HostStep, Report, show_plan
+from ipu_vit.run_folder import LossFile, RunFolder
+from ipu_vit.settings import Settings
+from ipu_vit.steps import TrainingStep
+from ipu_vit.weights.google import write_google
+
+
+def train(settings: Settings, device: Device) -> Score:
+    """Train from the settings' weights, or continue the run in the output folder; returns the final score.
+
+    Raises UserError when data, weights or the output folder are not usable, or the loss diverges.
+    """
+    trainer = Trainer(settings, device)
+    trainer.run()
+    return trainer.conclude()
+
+
+class Trainer:
+    """One run: the model on its device, and how far it has come."""
+
+    def __init__(self, settings: Settings, device: Device) -> None:
+        self.settings = settings
+        self.plan = settings.pipeline.batch_plan()
+        self.sources = open_sources(settings)
+        self.model = build_model(settings).train()
+        loaded = start_from_weights(self.model, settings)
+        self.folder = RunFolder(settings)
+        self.report = Report(self.folder.log)
+        self.report.say(f"{settings.name} on {device.kind} ({device.reason}), output in {self.folder.path}")
+        self.report.say(loaded)
+        show_plan(self.report, settings, self.model, len(self.sources.training))
+
+        place(self.model, settings.pipeline)
+        self.options = training_options(settings, device)
+        self.optimizer = build_optimizer(self.model, settings.optimizer, learning_rate(settings.schedule, 0))
+        self.checkpoints = Checkpoints(self.folder.checkpoints, settings.checkpoint.keep)
+        self.resumed = self.checkpoints.latest()
+        self.update = 0
+        self.best_accuracy: Optional[float] = None
+        if self.resumed is not None:
+            self._take_over(self.resumed)
+        step = TrainingStep(self.model, settings).train()
+        self.executor: Any = poptorch.trainingModel(step, self.options, self.optimizer)
+        self.evaluator = Evaluator(settings, device, self.sources.validation, self.folder)
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
+        self.update, self.best_accuracy = checkpoint.update, checkpoint.best_accuracy
+        self.model.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.report.say(f"continuing after update {self.update} of {self.settings.schedule.updates}")
+
+    # The loop ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All weight updates that are left."""
+        updates = self.settings.schedule.updates
+        losses = LossFile(self.folder.path, self.update)
+        with self.report.progress("training", updates, self.update):
+            for step in self.host_steps():
+                losses.add(update=self.update, loss=step.loss, accuracy=step.accuracy, lr=step.lr)
+                self.report.host_step(step)
+                if self._is_due(self.settings.evaluation.every) and self.update < updates:
+                    self.evaluate()
+                if self._is_due(self.settings.checkpoint.every) or self.update == updates:
+                    self.checkpoints.save(self.checkpoint())
+
+    def host_steps(self) -> Iterator[HostStep]:
+        """Run host batches until the schedule ends, yielding the figures of each."""
+        schedule, plan = self.settings.schedule, self.plan
+        if self.update == schedule.updates:
+            return
+        loader = training_loader(
+            self.settings, self.options, self.sources.training, self.update, self.folder.unreadable
+        )
+        try:
+            started = time.perf_counter()
+            for images, labels in loader:
+                if not self.executor.isCompiled():
+                    self._compile(images, labels)
+                lr = learning_rate(schedule, self.update)
+                set_learning_rate(self.optimizer, lr)
+                self.executor.setOptimizer(self.optimizer)
+                called = time.perf_counter()
+                loss, accuracy = (float(value.float().mean()) for value in self.executor(images, labels))
+                seconds = time.perf_counter() - started
+                self._check_loss(loss)
+                self.update += plan.device_iterations
+                yield HostStep(
+                    epoch=self.update * plan.global_batch / len(self.sources.training),
+                    update=self.update,
+                    updates=schedule.updates,
+                    lr=lr,
+                    loss=loss,
+                    accuracy=accuracy,
+                    images_per_second=plan.host_batch / seconds,
+                    seconds=seconds,
+                    waiting=(called - started) / seconds,
+                )
+                started = time.perf_counter()
+        finally:
+            loader.terminate()
+
+    def _compile(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        started = time.perf_counter()
+        self.report.say("compiling")
+        self.executor.compile(images, labels)
+        if self.resumed is not None:
+            self.executor.rng_state = self.resumed.rng_state
+        self.report.say(f"compiled in {time.perf_counter() - started:.1f} s")
+
+    def _is_due(self, every: int) -> bool:
+        """Whether the last host step went past a multiple of `every` updates."""
+        return every > 0 and self.update % every < self.plan.device_iterations
+
+    # Evaluating and saving --------------------------------------------------------------------
+
+    def evaluate(self) -> Score:
+        """Score the weights on the device, keeping the checkpoint if they are the best so far."""
+        checkpoint = self.checkpoint()
+        if self.executor.isCompiled():
+            self.executor.detachFromDevice()
+        score = self.evaluator.score(checkpoint.model, self.report)
+        if self.executor.isCompiled():
+            self.executor.attachToDevice()
+        self.report.say(f"After update {self.update}: {score}")
+        if self.best_accuracy is None or score.top1 > self.best_accuracy:
+            self.best_accuracy = score.top1
+            self.checkpoints.save_best(checkpoint)
+        return score
+
+    def checkpoint(self) -> Checkpoint:
+        """The state of the run as of now; raises UserError if its weights are not finite."""
+        if not self.executor.isCompiled():
+            assert self.resumed is not None  # a run that has nothing left to do
+            return self.resumed
+        self.executor.copyWeightsToHost()
+        model = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        for name, tensor in model.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(self._diverged(f"{name} is no longer finite after update {self.update}"))
+        return Checkpoint(
+            update=self.update,
+            model=model,
+            optimizer=self.optimizer.state_dict(),
+            rng_state=list(self.executor.rng_state),
+            best_accuracy=self.best_accuracy,
+        )
+
+    def _check_loss(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(self._diverged(f"the loss of update {self.update + 1} is {loss}"))
+
+    def _diverged(self, what: str) -> str:
+        saved = self.checkpoints.updates()
+        kept = f"the checkpoint of update {saved[-1]} is kept" if saved else "no checkpoint had been due"
+        optimizer, schedule = self.settings.optimizer, self.settings.schedule
+        return (
+            f"Training has diverged: {what}; {kept}; try a value below schedule.lr={schedule.lr} or "
+            f"optimizer.loss_scaling={optimizer.loss_scaling}"
+        )
+
+    def conclude(self) -> Score:
+        """The final score, the picture, and what is left to tell."""
+        score = self.evaluate()
+        settings, report = self.settings, self.report
+        if settings.evaluation.pictures:
+            draw_predictions(
+                self.sources.validation, score.predictions, settings.evaluation.pictures, self.folder.pictures
+            )
+            report.say(f"predictions drawn in {self.folder.pictures}")
+        if settings.export is not None:
+            write_google(self.model.state_dict(), settings.export, settings.model.heads, DTYPES[settings.precision])
+            report.say(f"weights written to {settings.export}")
+        unreadable = unreadable_files(self.folder.unreadable)
+        if unreadable:
+            report.say(f"{len(unreadable)} unreadable images were left out:\n  " + "\n  ".join(unreadable))
+        self.folder.write_result({"update": self.update, "top1": score.top1, "top5": score.top5, "images": score.images})
+        report.close()
+        return score

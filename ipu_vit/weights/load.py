@@ -1,0 +1,188 @@
+"""Start a model from a file of trained weights.
+
+The file's format is found from its content. Everything but the head must fit the model, and all
+shapes are compared before anything is read. What fine-tuning changes on purpose is adapted and
+reported: the grid of positions, the number of classes, the `pre_logits` layer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Dict, List, Mapping, Optional, Protocol, Sequence, Tuple, Type
+
+import torch
+from torch import Tensor
+
+from ipu_vit.errors import UserError
+from ipu_vit.models.vit import Attention, VisionTransformer
+from ipu_vit.weights.google import GoogleFile
+from ipu_vit.weights.native import NativeFile
+from ipu_vit.weights.positions import Grid, grid_side, resize_positions
+from ipu_vit.weights.shapes import Shape, listed
+
+_POSITION = "embedding.position"
+_REPRESENTATION = "head.representation"
+_CLASSIFY = "head.classify"
+
+
+class WeightFile(Protocol):
+    """What an adapter makes of a file; opening reads names and shapes only."""
+
+    format: str
+    heads: Optional[int]
+    shapes: Dict[str, Shape]  # under our names
+    unused: Tuple[str, ...]  # entries that have no counterpart in the model's code
+
+    def __init__(self, path: str) -> None: ...
+
+    @staticmethod
+    def recognises(path: str) -> bool:
+        """Whether the file's content is of this format."""
+
+    def read(self, name: str) -> Tensor:
+        """One parameter, in float32."""
+
+
+ADAPTERS: Tuple[Type[WeightFile], ...] = (GoogleFile, NativeFile)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a file's weights."""
+
+    path: str
+    format: str
+    kept: Tuple[str, ...]  # parameters copied, resized ones included
+    resized: Optional[Tuple[Grid, Grid]] = None  # grid of positions in the file, in the model
+    replaced: Mapping[str, str] = field(default_factory=dict)  # parts left at their initial values, and why
+    dropped: Mapping[str, str] = field(default_factory=dict)  # parts of the file not copied, and why
+    unused: Tuple[str, ...] = ()  # entries of the file that mean nothing to us
+
+    def summary(self) -> str:
+        """One line on what was copied and, if there is any, one on what was not."""
+        copied = f"weights: {len(self.kept)} tensors from {self.path} ({self.format})"
+        if self.resized:
+            old, new = (f"{height}×{width}" for height, width in self.resized)
+            copied += f", positions resized from {old} to {new}"
+        rest = [f"{name} starts anew ({why})" for name, why in self.replaced.items()]
+        rest += [f"{name} dropped ({why})" for name, why in self.dropped.items()]
+        if self.unused:
+            rest.append(f"not used: {listed(self.unused)}")
+        return "\n".join([copied] + (["weights: " + "; ".join(rest)] if rest else []))
+
+
+def load_weights(model: VisionTransformer, path: str) -> LoadReport:
+    """Copy the weights of the file at `path` into `model`, whatever the model's number type."""
+    file = _open(path)
+    parameters = dict(model.named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    replaced, dropped = _plan_head(file.shapes, shapes)
+    kept = [name for name in shapes if not _within(name, replaced)]
+    _check(file, shapes, kept, _heads(model), path)
+    resized = _plan_positions(file.shapes[_POSITION], shapes[_POSITION], path)
+    with torch.no_grad():
+        for name in kept:
+            tensor = file.read(name)
+            if name == _POSITION and resized:
+                tensor = resize_positions(tensor, resized[1])
+            parameters[name].copy_(tensor)
+    strangers = [name for name in file.shapes if name not in shapes and not _within(name, dropped)]
+    return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, file.unused + tuple(strangers))
+
+
+def _open(path: str) -> WeightFile:
+    if not os.path.isfile(path):
+        raise UserError(f"weights={path} {'is not a file' if os.path.exists(path) else 'does not exist'}")
+    try:
+        adapter = next((adapter for adapter in ADAPTERS if adapter.recognises(path)), None)
+    except OSError as error:
+        raise UserError(f"weights={path} cannot be read: {error.strerror}") from error
+    if adapter is None:
+        accepted = ", ".join(adapter.format for adapter in ADAPTERS)
+        raise UserError(f"weights={path} is of no known format; accepted: {accepted}")
+    return adapter(path)
+
+
+def _heads(model: VisionTransformer) -> int:
+    return next(module.heads for module in model.modules() if isinstance(module, Attention))
+
+
+def _plan_head(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Tuple[Dict[str, str], Dict[str, str]]:
+    """Which parts of the head start anew, and which parts of the file are dropped, with the reasons."""
+    replaced: Dict[str, str] = {}
+    dropped: Dict[str, str] = {}
+    in_file, in_model = (f"{_REPRESENTATION}.weight" in shapes for shapes in (found, wanted))
+    file_classes, model_classes = (math.prod(shapes.get(f"{_CLASSIFY}.bias", ())) for shapes in (found, wanted))
+    if in_file and not in_model:
+        dropped[_REPRESENTATION] = "the model has none"
+    if in_model and not in_file:
+        replaced[_REPRESENTATION] = "the file has none"
+    if file_classes != model_classes:
+        replaced[_CLASSIFY] = f"{file_classes} classes in the file, {model_classes} in the model"
+    elif in_file != in_model:
+        # Its numbers were learnt on features that this model does not compute.
+        replaced[_CLASSIFY] = f"it follows {_REPRESENTATION} only in the {'file' if in_file else 'model'}"
+    return replaced, dropped
+
+
+def _plan_positions(found: Shape, wanted: Shape, path: str) -> Optional[Tuple[Grid, Grid]]:
+    """The grids to resize from and to, if they differ."""
+    if found == wanted:
+        return None
+    old, new = grid_side(found[1]), grid_side(wanted[1])
+    if old is None or new is None:
+        raise UserError(
+            f"weights={path} has {found[1]} position embeddings, "
+            f"which are not a class token and a square grid and cannot be resized"
+        )
+    return (old, old), (new, new)
+
+
+def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], heads: int, path: str) -> None:
+    """Refuse a file that does not fit, with the settings that would make it fit."""
+    faults: List[str] = []
+    for name in kept:
+        shape = file.shapes.get(name)
+        if shape is None:
+            faults.append(f"{name} is missing in the file but {wanted[name]} in the model")
+        elif _fixed(name, shape) != _fixed(name, wanted[name]):
+            faults.append(f"{name} is {shape} in the file but {wanted[name]} in the model")
+    faults += [
+        f"{name} is {shape} in the file but missing in the model"
+        for name, shape in file.shapes.items()
+        if name.startswith("layers.") and name not in wanted
+    ]
+    # The number of heads changes what is computed but no shape of ours.
+    if file.heads not in (None, heads):
+        faults.append(f"attention has {file.heads} heads in the file but {heads} in the model")
+    if faults:
+        theirs, ours = _settings(file.shapes, file.heads), _settings(wanted, heads)
+        fitting = [f"{key}={value}" for key, value in theirs.items() if key in ours and ours[key] != value]
+        hint = f"; {' '.join(fitting)} would fit" if fitting else ""
+        raise UserError(f"weights={path} does not fit the model: {listed(faults)}{hint}")
+
+
+def _fixed(name: str, shape: Shape) -> Shape:
+    """The shape without what resizing changes."""
+    return shape[:1] + shape[2:] if name == _POSITION and len(shape) == 3 else shape
+
+
+def _settings(shapes: Mapping[str, Shape], heads: Optional[int]) -> Dict[str, int]:
+    """The settings that give a model such shapes, as far as they can be told."""
+    axes = {
+        "model.width": ("embedding.class_token", 2),
+        "model.patch_size": ("embedding.patch.weight", 3),
+        "model.mlp_width": ("layers.0.mlp.expand.weight", 0),
+        "model.representation": (f"{_REPRESENTATION}.weight", 0),
+    }
+    settings = {key: shapes[name][axis] for key, (name, axis) in axes.items() if axis < len(shapes.get(name, ()))}
+    settings["model.depth"] = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
+    if heads is not None:
+        settings["model.heads"] = heads
+    return settings
+
+
+def _within(name: str, parts: Mapping[str, str]) -> bool:
+    return any(name.startswith(part + ".") for part in parts)
