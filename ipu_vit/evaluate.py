@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ipu_vit.build import build_model, start_from_weights
 from ipu_vit.data.loader import evaluation_loader, open_sources
-from ipu_vit.data.samples import NO_LABEL
+from ipu_vit.data.samples import NO_LABEL, check_readable
 from ipu_vit.data.source import Source
 from ipu_vit.device import Device
 from ipu_vit.options import evaluation_options
@@ -65,6 +65,7 @@ class Evaluator:
             for number, (images, answers) in enumerate(loader):
                 if number == total:
                     break
+                check_readable(answers, self._unreadable_log)
                 best.append(self._executor(images).long())
                 labels.append(answers.clone())  # an asynchronous loader overwrites what it yielded
                 report.advance(number + 1)

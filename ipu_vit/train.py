@@ -12,7 +12,7 @@ import torch
 from ipu_vit.build import build_model, start_from_weights
 from ipu_vit.checkpoint import Checkpoint, Checkpoints
 from ipu_vit.data.loader import open_sources, training_loader
-from ipu_vit.data.samples import unreadable_files
+from ipu_vit.data.samples import check_readable, unreadable_files
 from ipu_vit.device import Device
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator, Score
@@ -97,6 +97,7 @@ class Trainer:
         try:
             started = time.perf_counter()
             for images, labels in loader:
+                check_readable(labels, self.folder.unreadable)
                 if not self.executor.isCompiled():
                     self._compile(images, labels)
                 lr = learning_rate(schedule, self.update)

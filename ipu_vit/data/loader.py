@@ -71,6 +71,7 @@ def training_loader(
         _as_it_is
         if data.source == "generated"
         else TrainingTransform(settings.model.image_size, data.crop_area, data.crop_ratio, data.interpolation, data.flip),
+        image_size=settings.model.image_size,
         seed=settings.seed,
         global_batch=pipeline.global_batch,
         first_update=first_update,

@@ -33,6 +33,9 @@ MOST_TRIES = 100
 NO_LABEL = -1
 """The label of padding, and of images that evaluation skips."""
 
+UNREADABLE = -2
+"""The label that tells of an image nobody could read; see `check_readable`."""
+
 Sample = Tuple[Tensor, Tensor]
 """An image, uint8 (3, size, size), and its label, an int64 scalar."""
 
@@ -41,7 +44,7 @@ class TrainingSamples(Dataset[Sample]):
     """The samples of updates `first_update` to `last_update` (exclusive) that one process feeds.
 
     An unreadable image is replaced by the next readable one of its epoch, so that batches stay
-    full, and its name is added to `unreadable_log`.
+    full, and its name is added to `unreadable_log`. Too many in a row get the label UNREADABLE.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class TrainingSamples(Dataset[Sample]):
         source: Source,
         transform: Callable[[np.ndarray, np.random.Generator], np.ndarray],
         *,
+        image_size: int,
         seed: int,
         global_batch: int,
         first_update: int,
@@ -61,6 +65,7 @@ class TrainingSamples(Dataset[Sample]):
             raise ValueError(f"global_batch={global_batch} does not divide by processes={processes}")
         self.source = source
         self.transform = transform
+        self.image_size = image_size
         self.seed = seed
         self.global_batch = global_batch
         self.local_batch = global_batch // processes
@@ -77,27 +82,29 @@ class TrainingSamples(Dataset[Sample]):
             raise IndexError(item)
         update, place = divmod(item, self.local_batch)
         sample = (self.first_update + update) * self.global_batch + self.process * self.local_batch + place
-        index, image = self._readable(*divmod(sample, len(self.source)))
+        readable = self._readable(*divmod(sample, len(self.source)))
+        if readable is None:
+            return _blank(self.image_size, UNREADABLE)
+        index, image = readable
         rng = np.random.default_rng((self.seed, AUGMENTATION, sample))
         return _tensors(self.transform(image, rng), self.source.label(index))
 
-    def _readable(self, epoch: int, position: int) -> Tuple[int, np.ndarray]:
+    def _readable(self, epoch: int, position: int) -> Optional[Tuple[int, np.ndarray]]:
         order = epoch_order(len(self.source), self.seed, epoch)
         for step in range(MOST_TRIES):
             index = int(order[(position + step) % len(order)])
             try:
                 return index, self.source.load(index)
             except UnreadableImage as error:
-                _log_unreadable(self.unreadable_log, self.source.name(index))
-                last_error = error
-        raise UserError(f"data.root: {MOST_TRIES} images in a row are unreadable, the last being {last_error}")
+                _log_unreadable(self.unreadable_log, f"{self.source.name(index)}: {error.reason}")
+        return None
 
 
 class EvaluationSamples(Dataset[Sample]):
     """Every image once, in order, then black images with label −1 up to a multiple of `pad_to`.
 
-    An unreadable image stops the evaluation, because a score over fewer images is another score;
-    with `skip_unreadable` it becomes padding and is logged.
+    An unreadable image is logged and gets the label UNREADABLE, because a score over fewer images is
+    another score; with `skip_unreadable` it becomes padding.
     """
 
     def __init__(
@@ -124,20 +131,13 @@ class EvaluationSamples(Dataset[Sample]):
         if not 0 <= item < len(self):
             raise IndexError(item)
         if item >= len(self.source):
-            return self._padding()
+            return _blank(self.image_size, NO_LABEL)
         try:
             image = self.source.load(item)
         except UnreadableImage as error:
-            if not self.skip_unreadable:
-                raise UserError(
-                    f"validation image {error}; replace it, or set data.skip_unreadable=true to score the others"
-                ) from error
-            _log_unreadable(self.unreadable_log, self.source.name(item))
-            return self._padding()
+            _log_unreadable(self.unreadable_log, f"{self.source.name(item)}: {error.reason}")
+            return _blank(self.image_size, NO_LABEL if self.skip_unreadable else UNREADABLE)
         return _tensors(self.transform(image), self.source.label(item))
-
-    def _padding(self) -> Sample:
-        return _tensors(np.zeros((3, self.image_size, self.image_size), np.uint8), NO_LABEL)
 
 
 # First words of the random generators' keys after the seed, which keep the two uses apart.
@@ -158,6 +158,21 @@ def worker_init(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def check_readable(labels: Tensor, log: Optional[Path]) -> None:
+    """Raise UserError if labels tell of images that nobody could read.
+
+    Samples are made in other processes, whose exceptions arrive as tracebacks; a label arrives as
+    it is.
+    """
+    if bool((labels == UNREADABLE).any()):
+        names = unreadable_files(log) if log is not None else []
+        last = f", for example {names[-1]}" if names else ""
+        raise UserError(
+            f"data.root holds images that cannot be read{last}; replace them, or have evaluation leave them out with "
+            "data.skip_unreadable=true"
+        )
+
+
 def unreadable_files(log: Path) -> List[str]:
     """The names in a log of unreadable images, each once, sorted."""
     if not log.exists():
@@ -174,6 +189,10 @@ def _log_unreadable(log: Optional[Path], name: str) -> None:
         os.write(file, os.fsencode(name) + b"\n")
     finally:
         os.close(file)
+
+
+def _blank(image_size: int, label: int) -> Sample:
+    return _tensors(np.zeros((3, image_size, image_size), np.uint8), label)
 
 
 def _tensors(image: np.ndarray, label: int) -> Sample:

@@ -1,6 +1,6 @@
 """The process that fills the ring of an asynchronous loader.
 
-It obeys two orders, one byte each, and answers with small tuples; batches themselves pass through the ring:
+It obeys two orders and answers with small tuples; batches themselves pass through the ring:
 
     reader -> worker    START     begin the dataset anew; all slots are yours, the next one is slot 0
                         RELEASE   I am done with my oldest slot
@@ -18,6 +18,7 @@ not, be it because of `terminate()`, of the end of the program or of SIGKILL, ev
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -69,7 +70,7 @@ class Parcel:
     """What the worker needs of the reader's process: the dataset and the state of its random generators.
 
     A forked worker has them already. Others get them pickled, in a file which they open once they can report
-    errors, for a dataset whose class cannot be imported there is a common mistake.
+    errors: a dataset whose class cannot be imported there is a common mistake.
     """
 
     def __init__(self, dataset: Any, on_disk: bool = False) -> None:
@@ -259,7 +260,6 @@ def work(
         filler.run(parcel.unpack(), load_indefinitely)
     except Exception:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        try:
+        # Nobody listens if the reader's end was closed, which is how a worker is told to leave.
+        with contextlib.suppress(OSError):
             connection.send((ERROR, 0, traceback.format_exc()))
-        except OSError:
-            pass  # nobody listens: the reader's end was closed, which is how a worker is told to leave
