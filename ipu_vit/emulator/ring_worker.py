@@ -35,6 +35,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
+import torch.utils.data
 
 from ipu_vit.emulator.ring import Layout, SharedFile, Structure, custom_parsers
 
@@ -255,11 +256,18 @@ def work(
     util.register_after_fork(connection, Connection.close)
     threading.Thread(target=_leave_with_reader, args=(connection.fileno(),), daemon=True).start()
     torch.set_num_threads(1)  # like torch's own workers: the other cores are for training
+    dataset = None
     try:
-        filler = _Filler(connection, file, slots, rebatched_size, keeps_rest)
-        filler.run(parcel.unpack(), load_indefinitely)
+        dataset = parcel.unpack()
+        _Filler(connection, file, slots, rebatched_size, keeps_rest).run(dataset, load_indefinitely)
+    except SystemExit:
+        pass
     except Exception:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # Nobody listens if the reader's end was closed, which is how a worker is told to leave.
         with contextlib.suppress(OSError):
             connection.send((ERROR, 0, traceback.format_exc()))
+    # A loader's workers end well when its iterator does, and this one outlives a pass over the loader. Killed by
+    # multiprocessing when this process ends, they might be in the middle of making shared memory, and leave it.
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        dataset._iterator = None

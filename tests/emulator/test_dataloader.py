@@ -480,7 +480,7 @@ def test_rule_7_6_shared_tensors_stay_shared(make: Any) -> None:
 
 
 def test_rule_7_7_tensors_are_overwritten(make: Any) -> None:
-    accessor = make(AsynchronousDataAccessor, Counting(5), buffer_size=1)
+    accessor = make(AsynchronousDataAccessor, Counting(5), buffer_size=1, load_indefinitely=False)
     kept = list(accessor)
     assert [item.item() for item in kept] == [4] * 5
 
