@@ -12,8 +12,8 @@ from __future__ import annotations
 import random as host_random
 import time
 import weakref
-from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from ipu_vit.emulator.limits import check_program
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.optim import SGD, Optimizer, attributes_of
 from ipu_vit.emulator.options import Options
-from ipu_vit.emulator.random import DeviceRandom
+from ipu_vit.emulator.random import BitStream, DeviceRandom
 from ipu_vit.emulator.trace import Program, fakes_of, tracing
 from ipu_vit.emulator.update import Accumulators, SGDUpdate
 from ipu_vit.emulator.weights import DeviceWeights
@@ -164,17 +164,15 @@ class PoplarExecutor:
         started = time.perf_counter()
         program = self._trace(batch)
         check_program(program, self._options, self._training)
+        self._weights.to_device()
         if self._training:
-            assert self._optimizer is not None
-            self._loss_index: Optional[int] = program.loss_index
-            self._update = SGDUpdate(attributes_of(self._optimizer, self._weights.names_by_address()), self._options)
-        else:
-            self._loss_index = None
+            attributes = attributes_of(self._optimizer, self._weights.names_by_address())
+            self._update = SGDUpdate(attributes, self._options, self._weights.device, program.trained)
+        self._loss_index = program.loss_index if self._training else None
         self._training_flags = [(module, module.training) for module in self._model.modules()]
         self._program = program
         self._compiled_for = batch
         self._attached = True
-        self._weights.to_device(requires_grad=self._training)
         loaded = getattr(self._optimizer, "_loaded", None)
         if loaded is not None:
             self._load_optimizer_state(loaded)
@@ -187,6 +185,8 @@ class PoplarExecutor:
         with self._weights.installed(fakes), torch.set_grad_enabled(self._training):
             with tracing(self._options._strategy, names, fake) as tracer, self._functions:
                 self._model(*args, **kwargs)
+        if self._training:
+            tracer.trace_backward(fake, [fakes[name] for name in self._weights.trained])
         return tracer.program
 
     # Run --------------------------------------------------------------------------------------
@@ -214,13 +214,9 @@ class PoplarExecutor:
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """The device's weights, module flags, arithmetic and gradient mode, for the time of a run."""
+        """The device's weights, module flags and gradient mode, for the time of a run."""
         flags = [(module, module.training) for module in self._model.modules()]
-        with ExitStack() as stack:
-            stack.enter_context(self._weights.installed(self._weights.device))
-            stack.enter_context(torch.set_grad_enabled(self._training))
-            if self.program.uses_half:
-                stack.enter_context(HalfArithmetic())
+        with self._weights.installed(self._weights.device), torch.set_grad_enabled(self._training):
             for module, training in self._training_flags:
                 module.training = training
             try:
@@ -237,40 +233,38 @@ class PoplarExecutor:
             for step in range(layout.accumulation):
                 index = layout.input_index(iteration, step, replica)
                 args, kwargs = batch.micro_batch(index, layout.micro_batches)
-                with self._random.micro_batch(replica, step):
-                    result, loss = self._forward(args, kwargs)
+                with self._arithmetic(), self._random.micro_batch(replica, step):
+                    result, gradients = self._micro_batch(args, kwargs)
                 outputs.add(iteration, step, replica, result)
                 if accumulators:
-                    del result
-                    accumulators[replica].add(self._weights.trained, self._backward(loss))
+                    accumulators[replica].add(gradients)
                 self._report_progress(iteration, replica, step)
         if self._update is not None:
-            bits = self._random.rounding(layout.replicas, 0) if self._rounds_stochastically else None
-            with torch.no_grad():
-                self._update.apply(self._weights.device, accumulators, bits)
+            self._update.apply(accumulators, self._rounding_bits(layout.replicas))
         self._random.advance(layout.accumulation)
 
     def _new_accumulators(self, replica: int) -> Accumulators:
         assert self._update is not None
-        bits = self._random.rounding(replica, 0) if self._rounds_stochastically else None
-        return self._update.new_accumulators(bits)
+        return self._update.new_accumulators(self._rounding_bits(replica))
 
-    @property
-    def _rounds_stochastically(self) -> bool:
-        return bool(self._options.Precision.enable_stochastic_rounding)
+    def _rounding_bits(self, stream: int) -> Optional[BitStream]:
+        return self._random.rounding(stream) if self._options.Precision.enable_stochastic_rounding else None
 
-    def _forward(self, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Optional[Tensor]]:
+    def _arithmetic(self) -> ContextManager[Any]:
+        return HalfArithmetic() if self.program.uses_half else nullcontext()
+
+    def _micro_batch(self, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Dict[str, Tensor]]:
+        """Forward and, in training, backward: the result and the gradients times the loss scale."""
         run = _Run(self._loss_index)
         with device.context(run), self._functions:
             result = self._model(*args, **kwargs)
-        return result, run.loss
-
-    def _backward(self, loss: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
-        """Gradients of the loss, times the loss scale, of every trained weight."""
-        assert loss is not None and self._update is not None
-        scale = torch.full_like(loss, self._update.attributes.loss_scaling)
-        weights = [self._weights.device[name] for name in self._weights.trained]
-        return torch.autograd.grad(loss, weights, scale, allow_unused=True)
+        if self._update is None:
+            return result, {}
+        assert run.loss is not None
+        names = self.program.trained
+        scale = torch.full_like(run.loss, self._update.attributes.loss_scaling)
+        gradients = torch.autograd.grad(run.loss, [self._weights.device[name] for name in names], scale)
+        return result, dict(zip(names, gradients))
 
     def _report_progress(self, iteration: int, replica: int, step: int) -> None:
         layout = self._layout
@@ -296,7 +290,7 @@ class PoplarExecutor:
 
     def _load_optimizer_state(self, state: Dict[str, Any]) -> None:
         assert self._update is not None
-        self._update.load(state, self._weights.device)
+        self._update.load(state)
 
     # Weights ----------------------------------------------------------------------------------
 
@@ -313,7 +307,7 @@ class PoplarExecutor:
 
     def copyWeightsToDevice(self) -> None:
         """Copy the wrapped module's weights to the device (rule 8.3)."""
-        self._weights.to_device(requires_grad=self._training)
+        self._weights.to_device()
 
     def load_state_dict(self, state_dict: Dict[str, Tensor], strict: bool = True) -> Any:
         """Load into the wrapped module, and on to the device if attached."""

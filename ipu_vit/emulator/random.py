@@ -57,9 +57,9 @@ class DeviceRandom:
             torch.set_rng_state(host_state)
             self._bits = None
 
-    def rounding(self, replica: int, index: int) -> BitStream:
-        """The bits that round a replica's accumulators from the index-th micro batch on."""
-        return BitStream(self.seed, 1, replica, self.micro_batches + index)
+    def rounding(self, stream: int) -> BitStream:
+        """The bits that round what one of several streams stores during the coming weight update."""
+        return BitStream(self.seed, 1, stream, self.micro_batches)
 
     def advance(self, micro_batches: int) -> None:
         """That many micro batches of every replica are done."""

@@ -59,6 +59,8 @@ class Program:
     #: losses met, in order of their calls, and which of them is differentiated
     losses: int = 0
     final_losses: List[int] = field(default_factory=list)
+    #: names of the parameters that the loss depends on
+    trained: List[str] = field(default_factory=list)
 
     @property
     def ipus(self) -> int:
@@ -95,6 +97,7 @@ class Tracer(TorchDispatchMode, device.Context):
         self._placement: Optional[Placement] = Placement("", 0, 0)
         self._last_ipu = 0
         self._records: Dict[int, StageRecord] = {}
+        self._losses: List[Tensor] = []
         # Per tensor: the tensor itself (so that its id stays its own), the IPU it is on, and which
         # losses it depends on.
         self._seen: Dict[int, Tuple[Tensor, int, FrozenSet[int]]] = {}
@@ -124,10 +127,21 @@ class Tracer(TorchDispatchMode, device.Context):
     def on_loss(self, loss: Tensor) -> None:
         index = self.program.losses
         self.program.losses += 1
+        self._losses.append(loss)
         _, ipu, absorbed = self._seen.get(id(loss), (loss, self._last_ipu, frozenset()))
         # A loss that feeds this one is an ordinary reduction (rule 2.2).
         self.program.final_losses = [other for other in self.program.final_losses if other not in absorbed] + [index]
         self._seen[id(loss)] = (loss, ipu, frozenset([index]))
+
+    def trace_backward(self, fake: FakeTensorMode, weights: List[Tensor]) -> None:
+        """Note which of these fake weights the loss has gradients for."""
+        loss = self._losses[self.program.loss_index]
+        if loss.requires_grad:
+            with fake:
+                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            for weight, gradient in zip(weights, gradients):
+                if gradient is not None:
+                    self.program.trained.append(self._parameters[id(weight)])
 
     def on_checkpoint(self, tensor: Tensor) -> None:
         self._record().checkpoint_bytes += _bytes(tensor)

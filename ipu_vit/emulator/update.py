@@ -7,11 +7,12 @@ replicas, takes the scale out and changes the weights (rules 3.6, 4.3, 4.9).
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from ipu_vit.emulator.buckets import Bucket, make_buckets
 from ipu_vit.emulator.enums import MeanReductionStrategy, ReductionType
 from ipu_vit.emulator.optim import Attributes, Group
 from ipu_vit.emulator.options import Options
@@ -20,36 +21,39 @@ from ipu_vit.emulator.rounding import store
 
 
 class Accumulators:
-    """Gradients of one replica over the micro batches of one weight update."""
+    """Gradients of one replica over the micro batches of one weight update, a flat tensor per bucket."""
 
-    def __init__(self, dtype: torch.dtype, running: bool, bits: Optional[BitStream]) -> None:
-        self.sums: Dict[str, Tensor] = {}
+    def __init__(
+        self, buckets: Sequence[Bucket], dtype: torch.dtype, running: bool, bits: Optional[BitStream]
+    ) -> None:
+        self.sums: List[Tensor] = []
+        self._buckets = buckets
         self._dtype = dtype
         self._running = running
         self._bits = bits
         self._count = 0
 
-    def add(self, names: Iterable[str], gradients: Iterable[Optional[Tensor]]) -> None:
-        """Add one micro batch's gradients; parameters that the loss does not depend on have None."""
+    def add(self, gradients: Dict[str, Tensor]) -> None:
+        """Add one micro batch's gradients."""
         kept = self._count / (self._count + 1) if self._running else 1.0
         share = 1 / (self._count + 1) if self._running else 1.0
-        self._count += 1
-        for name, gradient in zip(names, gradients):
-            if gradient is None:
-                continue
-            total = self.sums.get(name)
-            if total is None:
-                self.sums[name] = gradient.to(self._dtype)
+        for position, bucket in enumerate(self._buckets):
+            flat = bucket.join([gradients.pop(name) for name in bucket.names])
+            if self._count == 0:
+                self.sums.append(flat.to(self._dtype))
             else:
-                store(total.float().mul_(kept).add_(gradient, alpha=share), total, self._bits)
+                total = self.sums[position]
+                store(total.float().mul_(kept).add_(flat.float(), alpha=share), total, self._bits)
+        self._count += 1
 
 
 class SGDUpdate:
     """Stochastic gradient descent with momentum on the device's weights."""
 
-    def __init__(self, attributes: Attributes, options: Options) -> None:
+    def __init__(
+        self, attributes: Attributes, options: Options, weights: Dict[str, Tensor], used: Sequence[str]
+    ) -> None:
         self.attributes = attributes
-        self.velocities: Dict[str, Tensor] = {}
         training = options.Training
         self._mean = training.accumulation_and_replication_reduction_type == ReductionType.Mean
         # Half accumulators of the separate variant hold running means, whatever was asked (rule 3.4).
@@ -58,54 +62,59 @@ class SGDUpdate:
             or (attributes.accumulator_type == torch.float16 and not attributes.combined)
         )
         self._accumulation = training.gradient_accumulation
+        self._buckets = make_buckets(attributes.groups, weights, used)
+        self._velocities = [
+            torch.zeros_like(bucket.flat, dtype=attributes.velocity_type) if self._has_velocity(bucket) else None
+            for bucket in self._buckets
+        ]
 
     def new_accumulators(self, bits: Optional[BitStream]) -> Accumulators:
-        return Accumulators(self.attributes.accumulator_type, self._running, bits)
+        return Accumulators(self._buckets, self.attributes.accumulator_type, self._running, bits)
 
-    def apply(self, weights: Dict[str, Tensor], replicas: List[Accumulators], bits: Optional[BitStream]) -> None:
+    @torch.no_grad()
+    def apply(self, replicas: List[Accumulators], bits: Optional[BitStream]) -> None:
         """Reduce over replicas and update the weights in place."""
-        steps = self._steps(weights, replicas, bits)
+        steps = self._steps(replicas, bits)
         clip = 1.0
         if self.attributes.max_grad_norm != float("inf"):
             every_step = list(steps)
-            clip = self._clip_factor(step for _, _, step in every_step)
+            clip = self._clip_factor(step for _, step in every_step)
             steps = iter(every_step)
-        for group, name, step in steps:
-            store(weights[name].float().sub_(step, alpha=group.lr * clip), weights[name], bits)
+        for bucket, step in steps:
+            moved = bucket.flat.float().sub(step, alpha=self._group(bucket).lr * clip)
+            store(moved, bucket.flat, bits)
 
-    def _steps(
-        self, weights: Dict[str, Tensor], replicas: List[Accumulators], bits: Optional[BitStream]
-    ) -> Iterator[Tuple[Group, str, Tensor]]:
-        """What each weight is moved by, before the learning rate."""
+    def _steps(self, replicas: List[Accumulators], bits: Optional[BitStream]) -> Iterator[Tuple[Bucket, Tensor]]:
+        """What each bucket is moved by, before the learning rate."""
         divisor = self.attributes.loss_scaling
         if self._mean:
             divisor *= len(replicas) * (1 if self._running else self._accumulation)
-        for group in self.attributes.groups:
-            for name in group.parameters:
-                if name in replicas[0].sums:
-                    gradient = replicas[0].sums[name].float()
-                    for other in replicas[1:]:
-                        gradient = gradient + other.sums[name]
-                    yield group, name, self._step(group, name, weights[name], gradient / divisor, bits)
+        for position, bucket in enumerate(self._buckets):
+            gradient = replicas[0].sums[position].float()
+            for other in replicas[1:]:
+                gradient = gradient + other.sums[position].float()
+            yield bucket, self._step(bucket, self._velocities[position], gradient / divisor, bits)
 
     def _step(
-        self, group: Group, name: str, weight: Tensor, gradient: Tensor, bits: Optional[BitStream]
+        self, bucket: Bucket, stored: Optional[Tensor], gradient: Tensor, bits: Optional[BitStream]
     ) -> Tensor:
+        group = self._group(bucket)
         if group.weight_decay:
-            gradient.add_(weight, alpha=group.weight_decay)
-        if not self._has_velocity(group):
+            gradient.add_(bucket.flat.float(), alpha=group.weight_decay)
+        if stored is None:
             return gradient
         # Velocities are stored multiplied by the loss scale, which keeps them in half's range (rule 4.4).
         scale = self.attributes.loss_scaling
-        stored = self.velocities.get(name)
-        if stored is None:
-            stored = self.velocities[name] = torch.zeros_like(weight, dtype=self.attributes.velocity_type)
         store(stored.float().mul_(group.momentum).add_(gradient, alpha=(1 - group.dampening) * scale), stored, bits)
         velocity = stored.float() / scale
         return gradient.add_(velocity, alpha=group.momentum) if group.nesterov else velocity
 
-    def _has_velocity(self, group: Group) -> bool:
-        return group.momentum != 0 or "momentum (group 0)" not in self.attributes.constants
+    def _group(self, bucket: Bucket) -> Group:
+        return self.attributes.groups[bucket.group]
+
+    def _has_velocity(self, bucket: Bucket) -> bool:
+        constant = f"momentum (group {bucket.group})" in self.attributes.constants
+        return self._group(bucket).momentum != 0 or not constant
 
     def _clip_factor(self, steps: Iterable[Tensor]) -> float:
         """One factor for all weights, of the scaled norm as PopART takes it (rule 4.9)."""
@@ -117,15 +126,21 @@ class SGDUpdate:
 
     def state(self) -> Dict[str, Any]:
         """`ipu_state` and `ipu_param` of the optimizer's `state_dict`."""
-        return {
-            "ipu_state": {f"velocity___{name}": value.clone() for name, value in self.velocities.items()},
-            "ipu_param": {"loss_scaling": self.attributes.loss_scaling},
-        }
+        velocities = {name: view.clone() for name, view in self._velocity_views().items()}
+        return {"ipu_state": velocities, "ipu_param": {"loss_scaling": self.attributes.loss_scaling}}
 
-    def load(self, state: Dict[str, Any], weights: Dict[str, Tensor]) -> None:
+    def load(self, state: Dict[str, Any]) -> None:
         """Take over `state()`; RuntimeError for a velocity that belongs to no weight of that shape."""
-        for key, value in state["ipu_state"].items():
-            name = key.split("___", 1)[1]
-            if name not in weights or weights[name].shape != value.shape:
-                raise RuntimeError(f"The optimizer state {key} of shape {tuple(value.shape)} fits no parameter")
-            self.velocities[name] = value.to(self.attributes.velocity_type).clone()
+        views = self._velocity_views()
+        for name, value in state["ipu_state"].items():
+            if name not in views or views[name].shape != value.shape:
+                raise RuntimeError(f"The optimizer state {name} of shape {tuple(value.shape)} fits no parameter")
+            views[name].copy_(value)
+
+    def _velocity_views(self) -> Dict[str, Tensor]:
+        return {
+            f"velocity___{name}": view
+            for bucket, velocity in zip(self._buckets, self._velocities)
+            if velocity is not None
+            for name, view in bucket.split(velocity).items()
+        }

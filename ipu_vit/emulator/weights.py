@@ -68,14 +68,13 @@ class DeviceWeights:
                 container[key] = tensors[name]
 
     @torch.no_grad()
-    def to_device(self, requires_grad: bool) -> None:
+    def to_device(self) -> None:
         """Copy the host's weights to the device."""
         for name, host in self._host.items():
             if name in self.device:
                 self.device[name].copy_(host)
             else:
-                trained = requires_grad and name in self.trained
-                self.device[name] = host.detach().clone().requires_grad_(trained)
+                self.device[name] = host.detach().clone()
         self.host_is_stale = False
 
     @torch.no_grad()

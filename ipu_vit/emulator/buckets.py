@@ -1,0 +1,64 @@
+"""Weights laid end to end, so that an update is a few long operations instead of many short ones.
+
+A bucket holds the weights of one parameter group and type, up to a size that keeps temporaries
+small. The device's weights are views into their bucket; gradients, accumulators and velocities of
+the same bucket have the same layout.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Sequence
+
+import torch
+from torch import Tensor
+
+from ipu_vit.emulator.optim import Group
+
+# Elements per bucket: float32 temporaries of a dozen MB.
+_MOST_ELEMENTS = 1 << 22
+
+
+class Bucket:
+    """Some weights of one parameter group, as one flat tensor."""
+
+    def __init__(self, group: int, names: Sequence[str], weights: Dict[str, Tensor]) -> None:
+        self.group = group
+        self.names = list(names)
+        self._shapes = [weights[name].shape for name in names]
+        self._sizes = [weights[name].numel() for name in names]
+        self.flat = self.join([weights[name].detach() for name in names])
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors shaped as the weights, end to end."""
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+    def split(self, flat: Tensor) -> Dict[str, Tensor]:
+        """Views of a flat tensor, shaped as the weights, by name."""
+        views = zip(self.names, flat.split(self._sizes), self._shapes)
+        return {name: part.view(shape) for name, part, shape in views}
+
+
+def make_buckets(groups: Sequence[Group], weights: Dict[str, Tensor], used: Sequence[str]) -> List[Bucket]:
+    """Lay out the weights that get gradients; those of `weights` become views of the buckets."""
+    buckets: List[Bucket] = []
+    for number, group in enumerate(groups):
+        for dtype in (torch.float32, torch.float16):
+            names = [name for name in group.parameters if name in used and weights[name].dtype == dtype]
+            buckets.extend(Bucket(number, some, weights) for some in _runs(names, weights))
+    for bucket in buckets:
+        weights.update({name: view.requires_grad_() for name, view in bucket.split(bucket.flat).items()})
+    return buckets
+
+
+def _runs(names: Sequence[str], weights: Dict[str, Tensor]) -> List[List[str]]:
+    """Names in order, cut where the weights' elements add up to a bucket."""
+    runs: List[List[str]] = []
+    room = 0
+    for name in names:
+        size = weights[name].numel()
+        if not runs or size > room:
+            runs.append([])
+            room = _MOST_ELEMENTS
+        runs[-1].append(name)
+        room -= size
+    return runs
