@@ -20,7 +20,9 @@ def build_model(settings: Settings) -> VisionTransformer:
 def start_from_weights(model: VisionTransformer, settings: Settings) -> str:
     """Load the settings' weights into the model; returns what was done, in words."""
     if settings.weights == "":
-        raise UserError("weights is not set: give a file of pre-trained weights, or weights=none for random initial ones")
+        raise UserError(
+            "weights is not set: give a file of pre-trained weights, or weights=none for random initial ones"
+        )
     if settings.weights is None:
         return "weights: random initial values"
     return load_weights(model, settings.weights).summary()

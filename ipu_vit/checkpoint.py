@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; raises UserError for a file that is none."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             state = json.loads(file.metadata()[_STATE])
     except Exception as error:  # safetensors raises its own type, and others for other damage
         raise UserError(f"{path} is not a checkpoint of ipu_vit, or is damaged: {error}") from error

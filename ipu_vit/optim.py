@@ -66,7 +66,8 @@ def set_learning_rate(optimizer: Any, lr: float) -> None:
 
 
 def _parameter_groups(model: nn.Module, optimizer: OptimizerSettings) -> List[Dict[str, Any]]:
-    decaying, others = [], []
+    decaying: List[nn.Parameter] = []
+    others: List[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (others if name.split(".")[-1] in optimizer.no_decay else decaying).append(parameter)
     groups = [{"params": decaying, "weight_decay": optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -127,8 +127,8 @@ def _one_update(
     started = time.perf_counter()
     executor.compile(images, labels)
     verdict.checked.append(
-        f"pipeline: traced and compiled in {time.perf_counter() - started:.1f} s, {len(settings.pipeline.layers_per_ipu)} "
-        f"stages, accumulation {plan.accumulation}"
+        f"pipeline: traced and compiled in {time.perf_counter() - started:.1f} s, "
+        f"{len(settings.pipeline.layers_per_ipu)} stages, accumulation {plan.accumulation}"
     )
     micro_batches = plan.accumulation * plan.replicas * plan.device_iterations
     started = time.perf_counter()
@@ -145,8 +145,10 @@ def _one_update(
     loader.terminate()
     loss = float(losses.mean())
     if not math.isfinite(loss):
-        raise UserError(f"The loss of the first update is {loss}; try a value below optimizer.loss_scaling="
-                        f"{settings.optimizer.loss_scaling}")
+        raise UserError(
+            f"The loss of the first update is {loss}; try a value below optimizer.loss_scaling="
+            f"{settings.optimizer.loss_scaling}"
+        )
     verdict.checked.append(
         f"training: one update of {plan.host_batch} images in {time.perf_counter() - started:.0f} s, loss {loss:.4f}"
     )

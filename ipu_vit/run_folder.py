@@ -1,12 +1,12 @@
 """The folder of a run: its settings, its log, its losses, its checkpoints.
 
-    settings.yml       the resolved settings
-    train.log          what was printed
-    losses.jsonl       one line per host step: update, loss, accuracy, lr
-    unreadable.txt     images that could not be read
-    checkpoints/       see `ipu_vit.checkpoint`
-    result.json        the final scores
-    predictions.png    validation images with their predictions
+settings.yml       the resolved settings
+train.log          what was printed
+losses.jsonl       one line per host step: update, loss, accuracy, lr
+unreadable.txt     images that could not be read
+checkpoints/       see `ipu_vit.checkpoint`
+result.json        the final scores
+predictions.png    validation images with their predictions
 """
 
 from __future__ import annotations
@@ -24,9 +24,24 @@ from ipu_vit.settings import Settings
 
 # Settings that may differ when a run is continued: they do not change what it computes, or only
 # when it saves and reports.
-_FREE = ("name", "device", "output", "fresh", "rehearse", "export", "data.root", "data.workers", "data.skip_unreadable",
-         "evaluation", "checkpoint", "pipeline.available_memory_proportion", "pipeline.executable_cache",
-         "pipeline.prefetch_depth", "pipeline.replicated_tensor_sharding")  # fmt: skip
+_FREE = (
+    "name",
+    "device",
+    "output",
+    "fresh",
+    "rehearse",
+    "export",
+    "export_precision",
+    "data.root",
+    "data.workers",
+    "data.skip_unreadable",
+    "evaluation",
+    "checkpoint",
+    "pipeline.available_memory_proportion",
+    "pipeline.executable_cache",
+    "pipeline.prefetch_depth",
+    "pipeline.replicated_tensor_sharding",
+)
 
 
 class RunFolder:
@@ -109,8 +124,8 @@ def _check_same_run(settings: Settings, saved: Path) -> None:
         free = any(name == known or name.startswith(known + ".") for known in _FREE)
         if not free and name in old and old[name] != value:
             raise UserError(
-                f"output={settings.output} holds a run with {name}={old[name]}, not {value}: keep the old value to continue "
-                "it, choose another output, or start over with fresh=true (the old run is put aside)"
+                f"output={settings.output} holds a run with {name}={old[name]}, not {value}: keep the old value to "
+                "continue it, choose another output, or start over with fresh=true (the old run is put aside)"
             )
 
 

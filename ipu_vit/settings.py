@@ -274,6 +274,7 @@ class Settings(Section):
         None, description="file of weights to start from; none: random initial weights; empty: must still be given"
     )
     export: Optional[str] = Field(None, description="file that gets the final weights, in Google's .npz layout")
+    export_precision: Literal["float16", "float32"] = Field("float32", description="type of the numbers in that file")
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     pipeline: PipelineSettings = PipelineSettings()

@@ -192,11 +192,14 @@ class Trainer:
             )
             report.say(f"predictions drawn in {self.folder.pictures}")
         if settings.export is not None:
-            write_google(self.model.state_dict(), settings.export, settings.model.heads, DTYPES[settings.precision])
+            precision = DTYPES[settings.export_precision]
+            write_google(self.model.state_dict(), settings.export, settings.model.heads, precision)
             report.say(f"weights written to {settings.export}")
         unreadable = unreadable_files(self.folder.unreadable)
         if unreadable:
             report.say(f"{len(unreadable)} unreadable images were left out:\n  " + "\n  ".join(unreadable))
-        self.folder.write_result({"update": self.update, "top1": score.top1, "top5": score.top5, "images": score.images})
+        self.folder.write_result(
+            {"update": self.update, "top1": score.top1, "top5": score.top5, "images": score.images}
+        )
         report.close()
         return score

@@ -92,9 +92,7 @@ def _class_folders(folder: Path, setting: str) -> List[str]:
 
 
 def _image_files(folder: Path) -> List[str]:
-    return sorted(
-        entry.name for entry in _visible(folder) if entry.name.lower().endswith(SUFFIXES) and entry.is_file()
-    )
+    return sorted(entry.name for entry in _visible(folder) if entry.name.lower().endswith(SUFFIXES) and entry.is_file())
 
 
 def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:

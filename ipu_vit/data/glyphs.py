@@ -124,5 +124,3 @@ def _mesh(points: np.ndarray) -> Iterator[Tuple[Tuple[int, ...], Tuple[float, ..
             cell = (edge[column], edge[row], edge[column + 1], edge[row + 1])
             square = points[row : row + 2, column : column + 2].reshape(4, 2)
             yield cell, tuple(square[[0, 2, 3, 1]].ravel().tolist())
-
-

@@ -70,7 +70,9 @@ def training_loader(
         source,
         _as_it_is
         if data.source == "generated"
-        else TrainingTransform(settings.model.image_size, data.crop_area, data.crop_ratio, data.interpolation, data.flip),
+        else TrainingTransform(
+            settings.model.image_size, data.crop_area, data.crop_ratio, data.interpolation, data.flip
+        ),
         image_size=settings.model.image_size,
         seed=settings.seed,
         global_batch=pipeline.global_batch,

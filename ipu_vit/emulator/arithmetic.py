@@ -81,8 +81,9 @@ class HalfArithmetic(TorchDispatchMode):
             return result
         if isinstance(result, Tensor):
             return result.half() if result.dtype == torch.float32 else result
-        return type(result)(_round(item) if rule.rounded is None or i < rule.rounded else item
-                            for i, item in enumerate(result))
+        return type(result)(
+            _round(item) if rule.rounded is None or i < rule.rounded else item for i, item in enumerate(result)
+        )
 
 
 class _Widening:

@@ -39,8 +39,8 @@ class HostBatch:
         for position, (now, then) in enumerate(zip(self.signature, compiled.signature)):
             if now != then:
                 raise Error(
-                    f"Argument {position} is {_describe(now)} but the model was compiled for {_describe(then)}: shapes and "
-                    "types are fixed by the first call; pad or drop an incomplete batch, or use another executor"
+                    f"Argument {position} is {_describe(now)} but the model was compiled for {_describe(then)}: shapes "
+                    "and types are fixed by the first call; pad or drop an incomplete batch, or use another executor"
                 )
 
     def micro_batch(self, index: int, count: int) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
@@ -54,7 +54,9 @@ def _slice(leaf: Any, position: int, index: int, count: int) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     if leaf.numel() == 0:
-        raise Error(f"Argument {position} is a zero-sized tensor of shape {tuple(leaf.shape)}, which a device cannot have")
+        raise Error(
+            f"Argument {position} is a zero-sized tensor of shape {tuple(leaf.shape)}, which a device cannot have"
+        )
     rows = leaf.shape[0] if leaf.dim() else 1
     assert rows % count == 0, (
         f"Argument {position} has {rows} rows, which do not divide by {count} (device iterations × replicas × gradient "
@@ -109,9 +111,11 @@ class Outputs:
         if self._mode == OutputMode.Sum:
             kept = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             before = self._sums.get(replica)
-            self._sums[replica] = kept if before is None else [
-                old + new if isinstance(new, Tensor) else new for old, new in zip(before, kept)
-            ]
+            self._sums[replica] = (
+                kept
+                if before is None
+                else [old + new if isinstance(new, Tensor) else new for old, new in zip(before, kept)]
+            )
         elif (
             self._mode == OutputMode.All
             or (self._mode == OutputMode.EveryN and (order + 1) % self._period == 0)
@@ -121,8 +125,8 @@ class Outputs:
 
     def gather(self) -> Any:
         """The structure that forward returned, with all kept rows in each tensor's place."""
-        kept = self._sums if self._mode == OutputMode.Sum else self._leaves
-        rows = [kept[key] for key in sorted(kept)]  # type: ignore[type-var]
+        kept = sorted(self._sums.items()) if self._mode == OutputMode.Sum else sorted(self._leaves.items())
+        rows = [leaves for _, leaves in kept]
         return tree_unflatten([_join(column) for column in zip(*rows)], self._structure)
 
 

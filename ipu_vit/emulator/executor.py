@@ -97,7 +97,8 @@ class PoplarExecutor:
         if training and optimizer is None:
             self._optimizer = SGD(model.parameters(), lr=0.01)
         if training and not isinstance(self._optimizer, torch.optim.SGD):
-            raise Error(f"Unsupported optimizer {type(self._optimizer).__name__}: use torch.optim.SGD or poptorch.optim.SGD")
+            kind = type(self._optimizer).__name__
+            raise Error(f"Unsupported optimizer {kind}: use torch.optim.SGD or poptorch.optim.SGD")
         self._weights = DeviceWeights(model)
         self._layout = Layout(options, training)
         seed = options.random_seed if options.exists("random_seed") else host_random.SystemRandom().getrandbits(31)
@@ -165,7 +166,7 @@ class PoplarExecutor:
         program = self._trace(batch)
         check_program(program, self._options, self._training)
         self._weights.to_device()
-        if self._training:
+        if self._optimizer is not None:
             attributes = attributes_of(self._optimizer, self._weights.names_by_address())
             self._update = SGDUpdate(attributes, self._options, self._weights.device, program.trained)
         self._loss_index = program.loss_index if self._training else None

@@ -6,7 +6,7 @@ turns GELU into its tanh form, and draws dropout masks from the device's random 
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Set, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from ipu_vit.emulator import device
 from ipu_vit.emulator.random import DeviceRandom
 
 # Functions that PopTorch recognises as losses: each carries an implicit identity_loss (rule 2.1).
-_LOSSES = {
+_LOSSES: Set[Callable[..., Tensor]] = {
     F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.binary_cross_entropy,
     F.binary_cross_entropy_with_logits, F.kl_div, F.ctc_loss, F.poisson_nll_loss, F.hinge_embedding_loss,
     F.margin_ranking_loss, F.soft_margin_loss, F.triplet_margin_loss, F.cosine_embedding_loss,

@@ -22,7 +22,9 @@ def check_program(program: Program, options: Options, training: bool) -> None:
         if value < 1:
             raise Error(f"{name} must be at least 1, not {value}")
     if replicas % options.input_group_size:
-        raise Error(f"inputReplicaGrouping size {options.input_group_size} does not divide replicationFactor {replicas}")
+        raise Error(
+            f"inputReplicaGrouping size {options.input_group_size} does not divide replicationFactor {replicas}"
+        )
     if options._strategy.pipelined:
         _check_pipeline_is_full(program, accumulation, iterations, training)
     total = program.ipus * replicas

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable, Dict
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from ipu_vit.emulator import device
 
 def identity_loss(x: Tensor, reduction: str) -> Tensor:
     """`poptorch.identity_loss`: mark a value as the loss to differentiate (rules 2.3, 2.5)."""
-    reductions = {"sum": torch.sum, "mean": torch.mean, "none": torch.clone}
+    reductions: Dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "mean": torch.mean, "none": torch.clone}
     assert reduction in reductions, f"Unsupported reduction {reduction!r}: use 'sum', 'mean' or 'none'"
-    loss: Tensor = reductions[reduction](x)
+    loss = reductions[reduction](x)
     context = device.active()
     if context is not None:
         context.on_loss(loss)

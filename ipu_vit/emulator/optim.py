@@ -120,7 +120,7 @@ class SGD(Optimizer, torch.optim.SGD):
             "velocity_scaling": velocity_scaling,
         }
         Optimizer.__init__(self)
-        if momentum is not None and momentum < 0 or dampening is not None and dampening < 0:
+        if (momentum is not None and momentum < 0) or (dampening is not None and dampening < 0):
             raise ValueError(f"momentum={momentum} and dampening={dampening} must not be negative")
         if nesterov and dampening:
             raise ValueError(f"nesterov needs dampening 0, not {dampening}")
@@ -180,8 +180,9 @@ class Attributes:
         for name, value in old.constants.items():
             if not relaxed and self.constants.get(name, value) != value:
                 raise ValueError(
-                    f"Optimizer attribute {name} is a constant ({value}) and cannot become {self.constants[name]}: pass "
-                    "it to the optimizer's constructor, or mark it with variable_attrs.markAsVariable, before compilation"
+                    f"Optimizer attribute {name} is a constant ({value}) and cannot become {self.constants[name]}: "
+                    "pass it to the optimizer's constructor, or mark it with variable_attrs.markAsVariable, before "
+                    "compilation"
                 )
 
 

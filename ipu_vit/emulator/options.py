@@ -62,8 +62,10 @@ class OptionsDict:
 
     def toDict(self) -> Dict[str, Any]:
         """Every value by name; enumerations as their integers."""
-        return {name: int(value) if isinstance(value, int) and not isinstance(value, bool) else value
-                for name, value in self._values.items()}
+        return {
+            name: int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+            for name, value in self._values.items()
+        }
 
     def _groups(self) -> Iterator[OptionsDict]:
         return (value for value in self.__dict__.values() if isinstance(value, OptionsDict))
@@ -395,7 +397,7 @@ class Options(OptionsDict):
     def setAvailableMemoryProportion(self, available_memory_proportion: Dict[str, float]) -> Options:
         for key, value in available_memory_proportion.items():
             if not (key.startswith("IPU") and key[3:].isdigit()):
-                raise AssertionError(f"Available memory proportions are keyed \"IPU0\", \"IPU1\", ..., not {key!r}")
+                raise AssertionError(f'Available memory proportions are keyed "IPU0", "IPU1", ..., not {key!r}')
             self.checkIsFrozen("available_memory_proportion")
             self.available_memory_proportion[int(key[3:])] = value
         return self
@@ -525,7 +527,9 @@ class Options(OptionsDict):
                     value = json.loads(f"[{arguments.rstrip(')')}]") if bracket else []
                     self._call_setter(name, *value)
                 except (ValueError, AttributeError, TypeError) as error:
-                    raise ConfigFileError(f"{filepath}, line {number}: {text!r} is not an option call ({error})") from error
+                    raise ConfigFileError(
+                        f"{filepath}, line {number}: {text!r} is not an option call ({error})"
+                    ) from error
         return self
 
     def _call_setter(self, name: str, *values: Any) -> None:
@@ -560,5 +564,3 @@ class Options(OptionsDict):
         for name, value in self.__dict__.items():
             object.__setattr__(copied, name, copy.deepcopy(value, memo))
         return copied
-
-

@@ -97,7 +97,9 @@ class Strategy:
             number = len(self._met) + 1
             return Placement(block, number, number if ipu is None else ipu)
         if block not in self._stages:
-            raise Error(f"Unknown block {block!r}: list it in a stage of the execution strategy ({sorted(self._stages)})")
+            raise Error(
+                f"Unknown block {block!r}: list it in a stage of the execution strategy ({sorted(self._stages)})"
+            )
         number, stage = self._stages[block]
         chosen = ipu if stage._ipu is None else stage._ipu
         return Placement(block, number, number if chosen is None else chosen)

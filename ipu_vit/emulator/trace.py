@@ -78,8 +78,7 @@ class Program:
             )
         if len(self.final_losses) > 1:
             raise Error(
-                "Multiple independent losses found in graph: combine them and wrap the result in "
-                "poptorch.identity_loss"
+                "Multiple independent losses found in graph: combine them and wrap the result in poptorch.identity_loss"
             )
         return self.final_losses[0]
 

@@ -23,9 +23,7 @@ from ipu_vit.emulator.rounding import store
 class Accumulators:
     """Gradients of one replica over the micro batches of one weight update, a flat tensor per bucket."""
 
-    def __init__(
-        self, buckets: Sequence[Bucket], dtype: torch.dtype, running: bool, bits: Optional[BitStream]
-    ) -> None:
+    def __init__(self, buckets: Sequence[Bucket], dtype: torch.dtype, running: bool, bits: Optional[BitStream]) -> None:
         self.sums: List[Tensor] = []
         self._buckets = buckets
         self._dtype = dtype
@@ -95,9 +93,7 @@ class SGDUpdate:
                 gradient = gradient + other.sums[position].float()
             yield bucket, self._step(bucket, self._velocities[position], gradient / divisor, bits)
 
-    def _step(
-        self, bucket: Bucket, stored: Optional[Tensor], gradient: Tensor, bits: Optional[BitStream]
-    ) -> Tensor:
+    def _step(self, bucket: Bucket, stored: Optional[Tensor], gradient: Tensor, bits: Optional[BitStream]) -> Tensor:
         group = self._group(bucket)
         if group.weight_decay:
             gradient.add_(bucket.flat.float(), alpha=group.weight_decay)

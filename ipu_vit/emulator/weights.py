@@ -49,7 +49,7 @@ class DeviceWeights:
 
     def fakes(self, fake: FakeTensorMode) -> Tuple[Dict[str, Tensor], Dict[int, str]]:
         """Tensors without data in every weight's place, and the parameters' names by their ids."""
-        tensors = {name: fake.from_tensor(tensor) for name, tensor in self._host.items()}
+        tensors: Dict[str, Tensor] = {name: fake.from_tensor(tensor) for name, tensor in self._host.items()}
         parameters = {id(tensors[name]): name for name, host in self._host.items() if isinstance(host, nn.Parameter)}
         return tensors, parameters
 
@@ -91,8 +91,7 @@ class DeviceWeights:
             if self.host_is_stale:
                 self.to_host()
 
-        register = getattr(module, "register_state_dict_pre_hook", None) or module._register_state_dict_pre_hook
-        register(refresh)
+        module.register_state_dict_pre_hook(refresh)
 
     def forget(self) -> None:
         """Free the device's tensors."""

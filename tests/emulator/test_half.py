@@ -100,7 +100,12 @@ def trained(model: Layers, opts: Any, **optimizer: Any) -> Any:
 def test_weights_accumulators_and_momentum_have_their_types() -> None:
     model = Layers()
     state = trained(
-        model, options(accumulation=4), lr=0.1, momentum=0.9, accum_type=torch.float16, velocity_accum_type=torch.float16
+        model,
+        options(accumulation=4),
+        lr=0.1,
+        momentum=0.9,
+        accum_type=torch.float16,
+        velocity_accum_type=torch.float16,
     ).state_dict()["ipu_state"]
     assert state and all(tensor.dtype == torch.float16 for tensor in state.values())
     assert all(parameter.dtype == torch.float16 for parameter in model.parameters())

@@ -46,9 +46,7 @@ def test_updates_equal_those_of_plain_pytorch(
 ) -> None:
     model = Layers(ipus, seed)
     twin = plain_twin(model)
-    optimizer = poptorch.optim.SGD(
-        model.parameters(), **HYPERPARAMETERS, nesterov=nesterov, loss_scaling=loss_scaling
-    )
+    optimizer = poptorch.optim.SGD(model.parameters(), **HYPERPARAMETERS, nesterov=nesterov, loss_scaling=loss_scaling)
     executor = poptorch.trainingModel(
         model, options(accumulation=accumulation, replicas=replicas, iterations=iterations), optimizer
     )
