@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
     cat <<END
 $caller PRESET [key=value ...]    train; settings are changed by section.key=value, e.g. schedule.lr=0.01
-$caller evaluate|predict|plan ... other commands; each knows --help
+$caller evaluate PRESET weights=FILE   score weights on the validation images
+$caller plan PRESET               what would sit on which IPU
 $caller test [pytest options]     run the tests
 
 Presets:
@@ -116,7 +117,7 @@ test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-train | evaluate | predict | plan)
+train | evaluate | plan)
     prepare run
     exec "$venv/bin/python" -m ipu_vit "$@"
     ;;

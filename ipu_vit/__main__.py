@@ -45,6 +45,11 @@ def _run(command: str, preset: str, overrides: List[str]) -> int:
         from ipu_vit.evaluate import evaluate
 
         evaluate(settings, selected)
+    else:
+        from ipu_vit.build import build_model
+        from ipu_vit.report import Report, show_plan
+
+        show_plan(Report(), settings, build_model(settings))
     return 0
 
 
@@ -56,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"presets:\n{presets}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["train", "evaluate"], help="train a preset, or score its weights")
+    parser.add_argument(
+        "command", choices=["train", "evaluate", "plan"], help="train, score the weights, or show what sits where"
+    )
     parser.add_argument("preset", help="name of a preset, or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the preset's")
     return parser

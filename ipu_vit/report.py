@@ -107,7 +107,7 @@ class Report:
                 self._log.write(f"{datetime.now().isoformat(sep=' ', timespec='milliseconds')} {line}\n")
 
 
-def show_plan(report: Report, settings: Settings, model: VisionTransformer, images: int) -> None:
+def show_plan(report: Report, settings: Settings, model: VisionTransformer, images: Optional[int] = None) -> None:
     """The table of what sits on which IPU, and how a global batch is cut."""
     plan, schedule = settings.pipeline.batch_plan(), settings.schedule
     contents = contents_of_ipus(model, settings.pipeline.layers_per_ipu)
@@ -124,8 +124,10 @@ def show_plan(report: Report, settings: Settings, model: VisionTransformer, imag
         for ipu in contents
     ]
     report.table("Pipeline", ["IPU", "holds", "parameters", "weights", "micro batches in flight"], rows)
-    report.say(
+    text = (
         f"batch {plan.global_batch} = micro batch {plan.micro_batch} × accumulation {plan.accumulation} × replicas "
-        f"{plan.replicas}; {schedule.updates:,} updates over {images:,} images are "
-        f"{schedule.updates * plan.global_batch / images:.1f} epochs"
+        f"{plan.replicas}; {schedule.updates:,} updates"
     )
+    if images is not None:
+        text += f" over {images:,} images are {schedule.updates * plan.global_batch / images:.1f} epochs"
+    report.say(text)
