@@ -9,14 +9,16 @@ from __future__ import annotations
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Iterator, List, NamedTuple, Optional
+from typing import Iterator, List, NamedTuple, Optional
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ipu_vit.data.samples import unreadable_files
 from ipu_vit.models.vit import VisionTransformer
 from ipu_vit.parallel import contents_of_ipus
+from ipu_vit.run_folder import LineFile
 from ipu_vit.settings import Settings
 
 
@@ -47,7 +49,7 @@ class Report:
 
     def __init__(self, log: Optional[Path] = None, console: Optional[Console] = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self._log: Optional[IO[str]] = log.open("a", buffering=1) if log else None
+        self._log = LineFile(log) if log else None
         self._bar: Optional[Progress] = None
 
     def close(self) -> None:
@@ -56,7 +58,9 @@ class Report:
 
     def say(self, text: str) -> None:
         """Print a line, and log it with the time."""
-        self.console.print(text, markup=False)
+        # File names may hold bytes, and messages characters, that the terminal's encoding does not have.
+        encoding = self.console.encoding
+        self.console.print(text.encode(encoding, "backslashreplace").decode(encoding), markup=False)
         self._write(text)
 
     def table(self, title: str, columns: List[str], rows: List[List[str]]) -> None:
@@ -104,7 +108,7 @@ class Report:
     def _write(self, text: str) -> None:
         if self._log:
             for line in text.splitlines():
-                self._log.write(f"{datetime.now().isoformat(sep=' ', timespec='milliseconds')} {line}\n")
+                self._log.add(f"{datetime.now().isoformat(sep=' ', timespec='milliseconds')} {line}")
 
 
 def show_plan(report: Report, settings: Settings, model: VisionTransformer, images: Optional[int] = None) -> None:
@@ -131,3 +135,10 @@ def show_plan(report: Report, settings: Settings, model: VisionTransformer, imag
     if images is not None:
         text += f" over {images:,} images are {schedule.updates * plan.global_batch / images:.1f} epochs"
     report.say(text)
+
+
+def show_unreadable(report: Report, log: Path) -> None:
+    """The images that were left out, if any."""
+    names = unreadable_files(log)
+    if names:
+        report.say(f"{len(names)} unreadable images were left out:\n  " + "\n  ".join(names))

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
-import yaml
-
-from ipu_vit.config import save_settings
+from ipu_vit.config import load_settings, save_settings
 from ipu_vit.errors import UserError
 from ipu_vit.settings import Settings
+from ipu_vit.weights.atomic import replacing
 
 # Settings that may differ when a run is continued: they do not change what it computes, or only
 # when it saves and reports.
@@ -48,14 +48,15 @@ class RunFolder:
     """An output folder, opened for a new run or to continue the one in it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.path = Path(settings.output)
+        self.path = Path(settings.output).absolute()
         saved = self.path / "settings.yml"
         if settings.fresh and self.path.exists():
             self._put_aside()
         make_folder(self.path, "output")
         if saved.exists():
             _check_same_run(settings, saved)
-        save_settings(settings, saved)
+        with writing(saved):
+            save_settings(settings, saved)
 
     @property
     def log(self) -> Path:
@@ -74,27 +75,48 @@ class RunFolder:
         return self.path / "predictions.png"
 
     def write_result(self, result: Dict[str, Any]) -> None:
-        (self.path / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        with replacing(str(self.path / "result.json")) as file:
+            file.write(json.dumps(result, indent=2).encode() + b"\n")
 
     def _put_aside(self) -> None:
         """Rename the folder of an earlier run; nothing is ever deleted."""
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
-        os.rename(self.path, aside)
+        with writing(aside):
+            os.rename(self.path, aside)
+
+
+class LineFile:
+    """A file that lines are added to; each is in it, whole, when `add` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with writing(path):
+            self._file = path.open("ab", buffering=0)  # a buffer would try again, and fail again, at the end
+
+    def add(self, line: str) -> None:
+        rest = line.encode("utf-8", "backslashreplace") + b"\n"
+        with writing(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class LossFile:
     """The losses of a run, one JSON object a line, without gaps or repeats however often it was stopped."""
 
     def __init__(self, folder: Path, from_update: int) -> None:
-        self._path = folder / "losses.jsonl"
-        kept = [line for update, line in _lines(self._path) if update <= from_update]
-        self._path.write_text("".join(kept))
-        self._file = self._path.open("a", buffering=1)
+        path = folder / "losses.jsonl"
+        kept = [line for update, line in _lines(path) if update <= from_update]
+        with replacing(str(path)) as file:
+            file.write("".join(kept).encode())
+        self._file = LineFile(path)
 
     def add(self, **values: Any) -> None:
-        self._file.write(json.dumps(values) + "\n")
+        self._file.add(json.dumps(values))
 
     def close(self) -> None:
         self._file.close()
@@ -108,6 +130,15 @@ def make_folder(path: Path, setting: str) -> None:
         raise UserError(f"{setting}={path} cannot be made a folder: {error.strerror}") from error
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what cannot be written, and why, when the disk is full or the folder closed."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def _lines(path: Path) -> Iterator[Tuple[int, str]]:
     if path.exists():
         for line in path.read_text().splitlines(keepends=True):
@@ -119,10 +150,10 @@ def _lines(path: Path) -> Iterator[Tuple[int, str]]:
 
 def _check_same_run(settings: Settings, saved: Path) -> None:
     """Refuse to continue a run under settings that would make it another one."""
-    old = _flat(yaml.safe_load(saved.read_text()))
-    for name, value in _flat(json.loads(settings.model_dump_json())).items():
+    old = _flat(load_settings(str(saved), []).model_dump(mode="json"))
+    for name, value in _flat(settings.model_dump(mode="json")).items():
         free = any(name == known or name.startswith(known + ".") for known in _FREE)
-        if not free and name in old and old[name] != value:
+        if not free and old[name] != value:
             raise UserError(
                 f"output={settings.output} holds a run with {name}={old[name]}, not {value}: keep the old value to "
                 "continue it, choose another output, or start over with fresh=true (the old run is put aside)"

@@ -123,7 +123,7 @@ def test_tests_have_requirements_of_their_own(ready: Checkout) -> None:
     assert ready.calls() == ["python -m pytest"]
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "plan"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "plan"])
 def test_other_commands_are_passed_on(ready: Checkout, command: str) -> None:
     ready.run(command, "runs/quickstart", "--help")
     assert ready.calls()[-1] == f"python -m ipu_vit {command} runs/quickstart --help"

@@ -48,12 +48,12 @@ class _Rule:
     ignores_float_inputs: bool
 
 
+# Rules met so far, by their operators' identity: operators live forever, and hash slowly.
+_rules: Dict[int, _Rule] = {}
+
+
 class HalfArithmetic(TorchDispatchMode):
     """While on, operators on float16 tensors compute in float32 and round what they return."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._rules: Dict[Any, _Rule] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -62,16 +62,17 @@ class HalfArithmetic(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        rule = self._rules.get(func)
+        kwargs = kwargs or {}
+        rule = _rules.get(id(func))
         if rule is None:
-            rule = self._rules[func] = _rule_of(func)
+            rule = _rules[id(func)] = _rule_of(func)
         if rule.moves:
-            return func(*args, **kwargs) if kwargs else func(*args)
+            return func(*args, **kwargs)
         widening = _Widening()
         wide = [widening(arg) for arg in args]
-        wide_kwargs = {name: widening(value) for name, value in kwargs.items()} if kwargs else {}
+        wide_kwargs = {name: widening(value) for name, value in kwargs.items()}
         if not widening.found_half:
-            return func(*args, **wide_kwargs) if not kwargs else func(*args, **kwargs)
+            return func(*args, **kwargs)
         result = func(*wide, **wide_kwargs)
         if rule.written:
             return _write_back(rule, args, wide, result)
