@@ -91,11 +91,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             state = json.loads(file.metadata()[_STATE])
+        optimizer = _unflatten(state["optimizer"], tensors)
+        model = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        return Checkpoint(state["update"], model, optimizer, state["rng_state"], state["best_accuracy"])
     except Exception as error:  # safetensors raises its own type, and others for other damage
         raise UserError(f"{path} is not a checkpoint of ipu_vit, or is damaged: {error}") from error
-    optimizer = _unflatten(state["optimizer"], tensors)
-    model = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    return Checkpoint(state["update"], model, optimizer, state["rng_state"], state["best_accuracy"])
 
 
 def _encode(checkpoint: Checkpoint) -> bytes:
@@ -115,6 +115,8 @@ def _flatten(value: Any, name: str, tensors: Dict[str, Tensor]) -> Any:
     Dictionaries become lists of pairs, because JSON's keys are text and PyTorch's can be numbers.
     """
     if isinstance(value, Tensor):
+        while name in tensors:  # as the dots in a key, or a number as text, can make it
+            name += "'"
         tensors[name] = value.detach().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):

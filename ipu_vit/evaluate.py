@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import numpy as np
@@ -15,10 +17,10 @@ from ipu_vit.data.loader import evaluation_loader, open_sources
 from ipu_vit.data.samples import NO_LABEL, check_readable
 from ipu_vit.data.source import Source
 from ipu_vit.device import Device
+from ipu_vit.errors import UserError
 from ipu_vit.options import evaluation_options
 from ipu_vit.parallel import place
-from ipu_vit.report import Report
-from ipu_vit.run_folder import RunFolder
+from ipu_vit.report import Report, show_unreadable
 from ipu_vit.settings import Settings
 from ipu_vit.steps import EvaluationStep
 
@@ -42,10 +44,12 @@ class Score:
 class Evaluator:
     """Scores weights on the validation images, with a model and an executor of its own."""
 
-    def __init__(self, settings: Settings, device: Device, source: Source, folder: Optional[RunFolder] = None) -> None:
+    def __init__(
+        self, settings: Settings, device: Device, source: Source, unreadable_log: Optional[Path] = None
+    ) -> None:
         self._settings = settings
         self._source = source
-        self._unreadable_log = folder.unreadable if folder else None
+        self._unreadable_log = unreadable_log
         self._options = evaluation_options(settings, device)
         self._model = build_model(settings).eval()
         place(self._model, settings.pipeline)
@@ -61,15 +65,17 @@ class Evaluator:
         total = min(len(loader), host_batches or len(loader))
         best: List[Tensor] = []
         labels: List[Tensor] = []
-        with report.progress("evaluating", total):
-            for number, (images, answers) in enumerate(loader):
-                if number == total:
-                    break
-                check_readable(answers, self._unreadable_log)
-                best.append(self._executor(images).long())
-                labels.append(answers.clone())  # an asynchronous loader overwrites what it yielded
-                report.advance(number + 1)
-        loader.terminate()
+        try:
+            with report.progress("evaluating", total):
+                for number, (images, answers) in enumerate(loader):
+                    if number == total:
+                        break
+                    check_readable(answers, self._unreadable_log)
+                    best.append(self._executor(images).long())
+                    labels.append(answers.clone())  # an asynchronous loader overwrites what it yielded
+                    report.advance(number + 1)
+        finally:
+            loader.terminate()
         self._executor.detachFromDevice()
         return _score(torch.cat(best), torch.cat(labels).long(), len(self._source))
 
@@ -79,6 +85,8 @@ def _score(best: Tensor, labels: Tensor, images: int) -> Score:
     right = best == labels[:, None]
     counted = labels != NO_LABEL
     count = int(counted.sum())
+    if not count:
+        raise UserError("data.root holds no validation image that can be read, so there is nothing to score")
     return Score(
         top1=float(right[counted, 0].sum()) / count,
         top5=float(right[counted].any(dim=1).sum()) / count,
@@ -93,6 +101,9 @@ def evaluate(settings: Settings, device: Device) -> Score:
     source = open_sources(settings).validation
     model = build_model(settings)
     report.say(start_from_weights(model, settings))
-    score = Evaluator(settings, device, source).score(model.state_dict(), report)
+    with tempfile.TemporaryDirectory(prefix="ipu_vit-") as scratch:
+        unreadable = Path(scratch) / "unreadable.txt"
+        score = Evaluator(settings, device, source, unreadable).score(model.state_dict(), report)
+        show_unreadable(report, unreadable)
     report.say(str(score))
     return score

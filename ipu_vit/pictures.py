@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ipu_vit.data.decode import UnreadableImage
 from ipu_vit.data.source import Source
 
 
@@ -21,11 +22,15 @@ def draw_predictions(source: Source, predictions: np.ndarray, count: int, path: 
     FigureCanvasAgg(figure)
     for place, index in enumerate(chosen):
         axes = figure.add_subplot(rows, columns, place + 1)
-        axes.imshow(source.load(int(index)))
         axes.set_axis_off()
+        try:
+            axes.imshow(source.load(int(index)))
+        except UnreadableImage:
+            axes.set_title("unreadable", fontsize=10)
+            continue
         predicted, actual = int(predictions[index]), source.label(int(index))
         text = source.classes[predicted]
         if predicted != actual:
             text += f" (is {source.classes[actual]})"
-        axes.set_title(text, fontsize=10, color="black" if predicted == actual else "red")
+        axes.set_title(text.replace("$", r"\$"), fontsize=10, color="black" if predicted == actual else "red")
     figure.savefig(path, dpi=100)

@@ -24,6 +24,7 @@ import torch
 from ipu_vit.build import build_model, start_from_weights
 from ipu_vit.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from ipu_vit.data.loader import Sources, open_sources, training_loader
+from ipu_vit.data.samples import check_readable
 from ipu_vit.device import Device
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
@@ -123,7 +124,9 @@ def _one_update(
 ) -> None:
     plan = settings.pipeline.batch_plan()
     loader = training_loader(settings, executor.options, sources.training, 0)
-    images, labels = next(iter(loader))
+    images, labels = (tensor.clone() for tensor in next(iter(loader)))
+    loader.terminate()
+    check_readable(labels, None)
     started = time.perf_counter()
     executor.compile(images, labels)
     verdict.checked.append(
@@ -142,7 +145,6 @@ def _one_update(
     report.say(f"one weight update of {plan.host_batch} images")
     with report.progress("updating", micro_batches), device.micro_batch_progress(show):
         losses = executor(images, labels)[0].float()
-    loader.terminate()
     loss = float(losses.mean())
     if not math.isfinite(loss):
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from typing import Any, Iterator, Optional
 
 import poptorch
@@ -12,7 +13,7 @@ import torch
 from ipu_vit.build import build_model, start_from_weights
 from ipu_vit.checkpoint import Checkpoint, Checkpoints
 from ipu_vit.data.loader import open_sources, training_loader
-from ipu_vit.data.samples import check_readable, unreadable_files
+from ipu_vit.data.samples import check_readable
 from ipu_vit.device import Device
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator, Score
@@ -20,8 +21,8 @@ from ipu_vit.optim import DTYPES, build_optimizer, learning_rate, set_learning_r
 from ipu_vit.options import training_options
 from ipu_vit.parallel import place
 from ipu_vit.pictures import draw_predictions
-from ipu_vit.report import HostStep, Report, show_plan
-from ipu_vit.run_folder import LossFile, RunFolder
+from ipu_vit.report import HostStep, Report, show_plan, show_unreadable
+from ipu_vit.run_folder import LossFile, RunFolder, writing
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
 from ipu_vit.weights.google import write_google
@@ -33,8 +34,9 @@ def train(settings: Settings, device: Device) -> Score:
     Raises UserError when data, weights or the output folder are not usable, or the loss diverges.
     """
     trainer = Trainer(settings, device)
-    trainer.run()
-    return trainer.conclude()
+    with closing(trainer.report):
+        trainer.run()
+        return trainer.conclude()
 
 
 class Trainer:
@@ -63,7 +65,7 @@ class Trainer:
             self._take_over(self.resumed)
         step = TrainingStep(self.model, settings).train()
         self.executor: Any = poptorch.trainingModel(step, self.options, self.optimizer)
-        self.evaluator = Evaluator(settings, device, self.sources.validation, self.folder)
+        self.evaluator = Evaluator(settings, device, self.sources.validation, self.folder.unreadable)
 
     def _take_over(self, checkpoint: Checkpoint) -> None:
         self.update, self.best_accuracy = checkpoint.update, checkpoint.best_accuracy
@@ -76,8 +78,9 @@ class Trainer:
     def run(self) -> None:
         """All weight updates that are left."""
         updates = self.settings.schedule.updates
-        losses = LossFile(self.folder.path, self.update)
-        with self.report.progress("training", updates, self.update):
+        with closing(LossFile(self.folder.path, self.update)) as losses, self.report.progress(
+            "training", updates, self.update
+        ):
             for step in self.host_steps():
                 losses.add(update=self.update, loss=step.loss, accuracy=step.accuracy, lr=step.lr)
                 self.report.host_step(step)
@@ -175,7 +178,7 @@ class Trainer:
 
     def _diverged(self, what: str) -> str:
         saved = self.checkpoints.updates()
-        kept = f"the checkpoint of update {saved[-1]} is kept" if saved else "no checkpoint had been due"
+        kept = f"the checkpoint of update {saved[-1]} is kept" if saved else "no checkpoint had been saved"
         optimizer, schedule = self.settings.optimizer, self.settings.schedule
         return (
             f"Training has diverged: {what}; {kept}; try a value below schedule.lr={schedule.lr} or "
@@ -187,19 +190,17 @@ class Trainer:
         score = self.evaluate()
         settings, report = self.settings, self.report
         if settings.evaluation.pictures:
-            draw_predictions(
-                self.sources.validation, score.predictions, settings.evaluation.pictures, self.folder.pictures
-            )
+            with writing(self.folder.pictures):
+                draw_predictions(
+                    self.sources.validation, score.predictions, settings.evaluation.pictures, self.folder.pictures
+                )
             report.say(f"predictions drawn in {self.folder.pictures}")
         if settings.export is not None:
             precision = DTYPES[settings.export_precision]
             write_google(self.model.state_dict(), settings.export, settings.model.heads, precision)
             report.say(f"weights written to {settings.export}")
-        unreadable = unreadable_files(self.folder.unreadable)
-        if unreadable:
-            report.say(f"{len(unreadable)} unreadable images were left out:\n  " + "\n  ".join(unreadable))
+        show_unreadable(report, self.folder.unreadable)
         self.folder.write_result(
             {"update": self.update, "top1": score.top1, "top5": score.top5, "images": score.images}
         )
-        report.close()
         return score

@@ -13,6 +13,7 @@ that of training processes, nor how far either reads ahead, changes what the mod
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -181,14 +182,18 @@ def unreadable_files(log: Path) -> List[str]:
 
 
 def _log_unreadable(log: Optional[Path], name: str) -> None:
-    """Add a line in one write to a file opened for appending, which several processes may do at once."""
+    """Add a line in one write to a file opened for appending, which several processes may do at once.
+
+    A disk that is full is no reason to stop here: the run's own files will tell of it.
+    """
     if log is None:
         return
-    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, os.fsencode(name) + b"\n")
-    finally:
-        os.close(file)
+    with contextlib.suppress(OSError):
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, os.fsencode(name) + b"\n")
+        finally:
+            os.close(file)
 
 
 def _blank(image_size: int, label: int) -> Sample:
