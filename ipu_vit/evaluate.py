@@ -59,8 +59,7 @@ class Evaluator:
         """Evaluate these weights, on all images or on those of the first few host batches."""
         self._model.load_state_dict(weights)
         if self._executor.isCompiled():
-            self._executor.attachToDevice()
-            self._executor.copyWeightsToDevice()
+            self._executor.attachToDevice()  # with the weights that the model now has
         loader = evaluation_loader(self._settings, self._options, self._source, self._unreadable_log)
         total = min(len(loader), host_batches or len(loader))
         best: List[Tensor] = []

@@ -53,7 +53,7 @@ class RunFolder:
         if settings.fresh and self.path.exists():
             self._put_aside()
         make_folder(self.path, "output")
-        if saved.exists():
+        if saved.exists() and any(self.checkpoints.glob("update-*")):  # else there is nothing to continue
             _check_same_run(settings, saved)
         with writing(saved):
             save_settings(settings, saved)

@@ -71,7 +71,12 @@ class Trainer:
         self.update, self.best_accuracy = checkpoint.update, checkpoint.best_accuracy
         self.model.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.report.say(f"continuing after update {self.update} of {self.settings.schedule.updates}")
+        updates = self.settings.schedule.updates
+        self.report.say(
+            f"continuing after update {self.update} of {updates}"
+            if self.update < updates
+            else f"all {updates} updates are done already; fresh=true trains anew"
+        )
 
     # The loop ---------------------------------------------------------------------------------
 

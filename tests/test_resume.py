@@ -12,7 +12,7 @@ from typing import Any, Callable, List, Tuple
 
 import pytest
 import torch
-from runs import command, contents, losses, run, sentence, tiny_preset
+from tiny_runs import command, contents, losses, run, sentence, tiny_preset
 
 from ipu_vit.__main__ import main
 from ipu_vit.checkpoint import Checkpoint, Checkpoints, read_checkpoint

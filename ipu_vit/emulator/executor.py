@@ -38,7 +38,7 @@ from ipu_vit.emulator.weights import DeviceWeights
 POPTORCH_VERSION = "3.4.0"
 
 # Training executors by the module they train, so that inference with the same module follows (rule 8.4).
-_trainers: weakref.WeakKeyDictionary[nn.Module, PoplarExecutor] = weakref.WeakKeyDictionary()
+_trainers: weakref.WeakKeyDictionary[nn.Module, weakref.ref[PoplarExecutor]] = weakref.WeakKeyDictionary()
 # Called after every micro batch with (done, of one host call); see `observe_micro_batches`.
 _observers: List[Callable[[int, int], None]] = []
 
@@ -88,7 +88,7 @@ class PoplarExecutor:
         if options.defaultOutputMode():
             options.outputMode(OutputMode.Final if training else OutputMode.All)
         options._freeze()
-        if training and model in _trainers:
+        if training and _trainer_of(model) is not None:
             raise RuntimeError("This model is already wrapped for training: call destroy() on the other executor first")
         self._model = model
         self._options = options
@@ -111,7 +111,7 @@ class PoplarExecutor:
         self._compilation_seconds: Optional[float] = None
         self._latency = 0.0
         if training:
-            _trainers[model] = self
+            _trainers[model] = weakref.ref(self)
             if isinstance(self._optimizer, Optimizer):
                 self._optimizer._executor = weakref.ref(self)
             for module in model.modules():
@@ -325,7 +325,7 @@ class PoplarExecutor:
 
     def _follow_trainer(self) -> None:
         """Take over weights that a training executor of the same module has changed."""
-        trainer = _trainers.get(self._model)
+        trainer = _trainer_of(self._model)
         if trainer is not None and trainer.copyWeightsToHostIfNeeded():
             self.copyWeightsToDevice()
 
@@ -373,6 +373,12 @@ class PoplarExecutor:
         if name.startswith("_") or "_model" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self._model, name)
+
+
+def _trainer_of(model: nn.Module) -> Optional[PoplarExecutor]:
+    """The executor that trains this module, if there is one."""
+    reference = _trainers.get(model)
+    return None if reference is None else reference()
 
 
 def trainingModel(

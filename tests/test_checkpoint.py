@@ -1,0 +1,138 @@
+"""Checkpoints come back as they were, are whole or not there, and are never too many."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from test_resume import assert_equal
+from tiny_runs import contents
+
+from ipu_vit.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from ipu_vit.errors import UserError
+
+
+def checkpoint(update: int, **options: Any) -> Checkpoint:
+    values: Dict[str, Any] = {"model": {"weight": torch.full((3,), float(update))}, "optimizer": {}, "rng_state": [1]}
+    return Checkpoint(update, **{**values, **options})
+
+
+# --- there and back ----------------------------------------------------------------------------------
+
+
+@st.composite
+def tensors(draw: Any) -> torch.Tensor:
+    dtype = draw(st.sampled_from([torch.float16, torch.float32, torch.int64, torch.uint8]))
+    shape = draw(st.lists(st.integers(0, 3), max_size=3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    return (100 * torch.rand(shape, generator=generator)).to(dtype)
+
+
+numbers = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False), st.text(max_size=5)
+)
+keys = st.one_of(st.integers(-3, 3), st.sampled_from(["a", "b", "a.b", "0", "tensor", "dict", "list", "model.weight"]))
+nested = st.recursive(
+    st.one_of(numbers, tensors()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.lists(inner, max_size=3).map(tuple), st.dictionaries(keys, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(optimizer=st.dictionaries(keys, nested, max_size=4), seed=st.integers(0, 2**63 - 1))
+def test_there_and_back(tmp_path_factory: pytest.TempPathFactory, optimizer: Any, seed: int) -> None:
+    """Whatever an optimizer keeps, in whatever nesting, to the last bit and of the same type."""
+    model = {"a": torch.tensor([1e-7, 65504.0], dtype=torch.float16), "b.c": torch.zeros(2, 0)}
+    before = Checkpoint(7, model, optimizer, [seed, 3], best_accuracy=0.1)
+    path = Checkpoints(tmp_path_factory.mktemp("run"), keep=1).save(before)
+    assert_equal(vars(read_checkpoint(path)), vars(before))
+
+
+def test_transposed_tensors_and_special_numbers(tmp_path: Path) -> None:
+    special = torch.tensor([[float("inf"), -0.0], [1.0, 2.0]]).t()
+    state = {"ipu_state": {"velocity": special}, "lr": float("inf")}
+    back = read_checkpoint(Checkpoints(tmp_path, keep=1).save(checkpoint(1, optimizer=state))).optimizer
+    assert back["lr"] == float("inf")
+    assert back["ipu_state"]["velocity"].tolist() == [[float("inf"), 1.0], [-0.0, 2.0]]
+
+
+# --- which are kept ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_newest_and_best_are_kept(tmp_path: Path, keep: int) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep)
+    assert checkpoints.latest() is None
+    checkpoints.save_best(checkpoint(1))
+    for update in (1, 5, 30, 200, 100_000_000 - 1):
+        checkpoints.save(checkpoint(update))
+    assert checkpoints.updates() == [5, 30, 200, 99_999_999][-keep:][-3:]
+    latest = Checkpoints(tmp_path / "checkpoints", keep).latest()
+    assert latest is not None and latest.update == 99_999_999
+    assert read_checkpoint(checkpoints.best).update == 1
+    assert len(contents(tmp_path)) == keep + 1
+
+
+# --- when things go wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_failure_while_writing_leaves_everything_as_it_was(
+    tmp_path: Path, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(checkpoint(1))
+    checkpoints.save_best(checkpoint(1))
+    before = contents(tmp_path)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, function, fail)
+    for save in (checkpoints.save, checkpoints.save_best):
+        for update in (1, 2):
+            with pytest.raises(UserError, match="cannot be written: No space left on device; earlier checkpoints are"):
+                save(checkpoint(update))
+    assert contents(tmp_path) == before
+
+
+def test_what_a_killed_process_left_is_ignored_and_removed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(checkpoint(1))
+    (tmp_path / "update-00000002.safetensors.123.part").write_bytes(b"half")
+    (tmp_path / "update-2.safetensors").write_bytes(b"not ours")
+    assert checkpoints.updates() == [1]
+    assert Checkpoints(tmp_path, keep=2).updates() == [1]
+    assert sorted(contents(tmp_path)) == ["update-00000001.safetensors", "update-2.safetensors"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 9, 100, -1])
+def test_shortened_file_is_named(tmp_path: Path, size: int) -> None:
+    path = Checkpoints(tmp_path, keep=1).save(checkpoint(1))
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match="update-00000001.safetensors is not a checkpoint of ipu_vit, or is damaged"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("old, new", [(b'rng_state', b'rng_stale'), (b'update', b'uptake'), (b'ipu_vit', b'ipu_bit')])
+def test_header_of_another_program_is_refused(tmp_path: Path, old: bytes, new: bytes) -> None:
+    path = Checkpoints(tmp_path, keep=1).save(checkpoint(1))
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(UserError, match="is not a checkpoint of ipu_vit, or is damaged"):
+        read_checkpoint(path)
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="output=.*cannot be made a folder"):
+        Checkpoints(tmp_path / "file" / "checkpoints", keep=1)
