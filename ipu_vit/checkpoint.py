@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -83,6 +84,11 @@ class Checkpoints:
             raise UserError(
                 f"{error}; earlier checkpoints are untouched, and the same command continues from the last one"
             ) from error
+
+
+def not_finite(tensors: Dict[str, Tensor]) -> Optional[str]:
+    """The name of a tensor that holds infinities or no numbers at all, if there is one."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

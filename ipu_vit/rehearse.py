@@ -22,7 +22,7 @@ import poptorch
 import torch
 
 from ipu_vit.build import build_model, start_from_weights
-from ipu_vit.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from ipu_vit.checkpoint import Checkpoint, Checkpoints, not_finite, read_checkpoint
 from ipu_vit.data.loader import Sources, open_sources, training_loader
 from ipu_vit.data.samples import check_readable
 from ipu_vit.device import Device
@@ -82,6 +82,12 @@ def rehearse(settings: Settings, device: Device) -> Verdict:
         list(executor.rng_state),
     )
     executor.detachFromDevice()
+    lost = not_finite(checkpoint.model)
+    if lost is not None:
+        raise UserError(
+            f"{lost} is no longer finite after the first update; try a value below "
+            f"optimizer.loss_scaling={settings.optimizer.loss_scaling}"
+        )
     _few_images(settings, device, sources, checkpoint, report, verdict)
     _save_and_reload(checkpoint, verdict)
 

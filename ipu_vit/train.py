@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Iterator, Optional
 
 import poptorch
 import torch
 
 from ipu_vit.build import build_model, start_from_weights
-from ipu_vit.checkpoint import Checkpoint, Checkpoints
+from ipu_vit.checkpoint import Checkpoint, Checkpoints, not_finite
 from ipu_vit.data.loader import open_sources, training_loader
 from ipu_vit.data.samples import check_readable
 from ipu_vit.device import Device
@@ -22,7 +23,7 @@ from ipu_vit.options import training_options
 from ipu_vit.parallel import place
 from ipu_vit.pictures import draw_predictions
 from ipu_vit.report import HostStep, Report, show_plan, show_unreadable
-from ipu_vit.run_folder import LossFile, RunFolder, writing
+from ipu_vit.run_folder import LossFile, RunFolder, make_folder, writing
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
 from ipu_vit.weights.google import write_google
@@ -49,6 +50,8 @@ class Trainer:
         self.model = build_model(settings).train()
         loaded = start_from_weights(self.model, settings)
         self.folder = RunFolder(settings)
+        if settings.export is not None:
+            make_folder(Path(settings.export).parent, "export")
         self.report = Report(self.folder.log)
         self.report.say(f"{settings.name} on {device.kind} ({device.reason}), output in {self.folder.path}")
         self.report.say(loaded)
@@ -166,9 +169,9 @@ class Trainer:
             return self.resumed
         self.executor.copyWeightsToHost()
         model = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        for name, tensor in model.items():
-            if not torch.isfinite(tensor).all():
-                raise UserError(self._diverged(f"{name} is no longer finite after update {self.update}"))
+        lost = not_finite(model)
+        if lost is not None:
+            raise UserError(self._diverged(f"{lost} is no longer finite after update {self.update}"))
         return Checkpoint(
             update=self.update,
             model=model,

@@ -186,7 +186,7 @@ def test_finished_run_is_not_trained_again(tmp_path: Path, capsys: pytest.Captur
     assert train(preset) == 0
     again, after = capsys.readouterr().out, contents(tmp_path / "run")
     assert "throughput:" in first and "throughput:" not in again
-    assert "continuing after update 4 of 4" in again
+    assert "all 4 updates are done already" in again
     assert first.splitlines()[-1] == again.splitlines()[-1]
     for name in before:
         if name != "train.log":
@@ -209,4 +209,4 @@ def test_fresh_puts_the_old_run_aside(finished: Path, capsys: pytest.CaptureFixt
 
 def test_what_only_changes_the_speed_may_change(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(finished, "data.workers=1", "evaluation.micro_batch=3", "checkpoint.keep=5") == 0
-    assert "continuing after update 4 of 4" in capsys.readouterr().out
+    assert "all 4 updates are done already" in capsys.readouterr().out
