@@ -141,8 +141,11 @@ class PipelineSettings(Section):
 
     @model_validator(mode="after")
     def _one_proportion_per_ipu(self) -> PipelineSettings:
-        if any(layers < 0 for layers in self.layers_per_ipu):
-            raise ValueError(f"pipeline.layers_per_ipu={self.layers_per_ipu} must hold no negative number")
+        if any(layers < 0 for layers in self.layers_per_ipu) or 0 in self.layers_per_ipu[1:-1]:
+            raise ValueError(
+                f"pipeline.layers_per_ipu={self.layers_per_ipu} leaves an IPU idle; only the first, which has the "
+                "embedding, and the last, which has the head, can do with 0 layers"
+            )
         ipus, given = len(self.layers_per_ipu), len(self.available_memory_proportion)
         if given not in (1, ipus):
             raise ValueError(

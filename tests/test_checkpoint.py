@@ -57,6 +57,13 @@ def test_there_and_back(tmp_path_factory: pytest.TempPathFactory, optimizer: Any
     assert_equal(vars(read_checkpoint(path)), vars(before))
 
 
+def test_keys_that_read_alike_are_told_apart(tmp_path: Path) -> None:
+    one, two, three, four = (torch.full((2,), float(number)) for number in range(4))
+    before = checkpoint(1, optimizer={"a": {"b": one}, "a.b": two, 0: three, "0": four})
+    back = read_checkpoint(Checkpoints(tmp_path, keep=1).save(before))
+    assert_equal(back.optimizer, before.optimizer)
+
+
 def test_transposed_tensors_and_special_numbers(tmp_path: Path) -> None:
     special = torch.tensor([[float("inf"), -0.0], [1.0, 2.0]]).t()
     state = {"ipu_state": {"velocity": special}, "lr": float("inf")}
@@ -123,7 +130,7 @@ def test_shortened_file_is_named(tmp_path: Path, size: int) -> None:
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("old, new", [(b'rng_state', b'rng_stale'), (b'update', b'uptake'), (b'ipu_vit', b'ipu_bit')])
+@pytest.mark.parametrize("old, new", [(b"rng_state", b"rng_stale"), (b"update", b"uptake"), (b"ipu_vit", b"ipu_bit")])
 def test_header_of_another_program_is_refused(tmp_path: Path, old: bytes, new: bytes) -> None:
     path = Checkpoints(tmp_path, keep=1).save(checkpoint(1))
     assert old in path.read_bytes()

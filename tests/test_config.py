@@ -146,7 +146,7 @@ def test_shipped_weights_are_found_from_anywhere(preset: Any, tmp_path: Path, mo
         ("pipeline.recomputation_checkpoints=none", lambda s: s.pipeline.recomputation_checkpoints == "none"),
         ("pipeline.layers_per_ipu=[2,4,4,2]", lambda s: s.pipeline.layers_per_ipu == [2, 4, 4, 2]),
         ("fresh=true", lambda s: s.fresh is True),
-        ("data=generated", lambda s: s.data.source == "generated" and s.data.workers == 1),
+        ("data=generated", lambda s: s.data.source == "generated" and s.data.prepare == "digits"),
         ("data.root=2012", lambda s: s.data.root == "2012"),
         ("data.root=2012-01-01", lambda s: s.data.root == "2012-01-01"),
         ("data.root=a=b", lambda s: s.data.root == "a=b"),
@@ -278,8 +278,7 @@ def test_ipus_come_in_powers_of_two() -> None:
     accepted = set()
     for ipus in range(1, 17):
         for replicas in range(1, 17):
-            layers = [0] * (ipus - 1) + [12]
-            overrides = [f"pipeline.layers_per_ipu={layers}", "pipeline.available_memory_proportion=[0.3]",
+            overrides = [f"pipeline.layers_per_ipu={[1] * ipus}", f"model.depth={ipus}", "pipeline.available_memory_proportion=[0.3]",
                          f"pipeline.replicas={replicas}", "pipeline.micro_batch=1",
                          f"pipeline.global_batch={64 * replicas}"]  # fmt: skip
             try:

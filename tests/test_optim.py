@@ -129,7 +129,7 @@ def test_updates_follow_the_schedule(tmp_path: Any) -> None:
     before, moves, rates = bias.detach().clone(), [], []
     for step in trainer.host_steps():
         trainer.executor.copyWeightsToHost()
-        moves.append(float((bias - before).norm()))
+        moves.append(float((bias.detach() - before).norm()))
         before = bias.detach().clone()
         rates.append(step.lr)
     expected = [0.03 * 0.5 * (1 + math.cos(math.pi * i / 4)) * warmth for i, warmth in enumerate([0.02, 0.51, 1, 1])]

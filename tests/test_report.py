@@ -30,9 +30,7 @@ def figures(pattern: str, text: str) -> List[float]:
     return [float(found) for line in text.splitlines() for found in re.findall(pattern, line)]
 
 
-@given(
-    loss=st.floats(0, 1e4), rate=st.floats(1e-3, 1e5), lr=st.floats(1e-9, 10), seconds=st.floats(1e-4, 1e4)
-)
+@given(loss=st.floats(0, 1e4), rate=st.floats(1e-3, 1e5), lr=st.floats(1e-9, 10), seconds=st.floats(1e-4, 1e4))
 def test_host_step_reads_as_it_was(loss: float, rate: float, lr: float, seconds: float) -> None:
     """One throughput and one loss a line, without exponents, which the expressions would cut off."""
     step = HostStep(1.5, 3, 10, lr, loss, 0.25, rate, seconds, 0.125)

@@ -81,16 +81,16 @@ def uninterrupted(preset: Path) -> Path:
     return folder
 
 
-def kill_once(arguments: List[str], log: Path, moment: Callable[[], bool]) -> None:
-    """Start a command, and kill it a random short while after the moment has come."""
+def kill_once(arguments: List[str], log: Path, moment: Callable[[], bool]) -> int:
+    """Start a command, kill it a random short while after the moment has come, and return how it ended."""
     with log.open("a") as file, subprocess.Popen(arguments, stdout=file, stderr=file) as process:
         given_up = time.monotonic() + 120
         while not moment():
             assert process.poll() is None and time.monotonic() < given_up, log.read_text()
             time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.3))
+        time.sleep(random.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        return process.wait()
 
 
 @pytest.mark.slow
@@ -99,14 +99,14 @@ def test_killed_at_random_moments(preset: Path, uninterrupted: Path, workers: in
     folder = preset.parent / f"killed-{workers}"
     arguments = command(preset, *RANDOM_RUN, f"output={folder}", f"data.workers={workers}")
     log = preset.parent / f"killed-{workers}.log"
-    kill_once(arguments, log, (folder / "settings.yml").exists)
-    for count in (1, 4, 8):
+    assert kill_once(arguments, log, (folder / "settings.yml").exists) == -signal.SIGKILL
+    assert kill_once(arguments, log, lambda: len(losses(folder)) >= 1) == -signal.SIGKILL
+    for count in (4, 8):  # on a fast machine these may come too late, after the end
         kill_once(arguments, log, lambda count=count: len(losses(folder)) >= count)  # type: ignore[misc]
     left_over = folder / "checkpoints" / "update-00000099.safetensors.1.part"
     left_over.write_bytes(b"half a checkpoint")
     result = run(arguments)
     assert result.returncode == 0, result.stderr
-    assert "continuing after update" in result.stdout
     assert not left_over.exists()
     assert_same_end(folder, uninterrupted)
 

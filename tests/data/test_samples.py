@@ -65,7 +65,9 @@ def marked(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def samples_of(source: Any, **options: Any) -> TrainingSamples:
-    return TrainingSamples(source, marked, **{"image_size": 1, "seed": 0, "global_batch": 4, "first_update": 0, **options})
+    return TrainingSamples(
+        source, marked, **{"image_size": 1, "seed": 0, "global_batch": 4, "first_update": 0, **options}
+    )
 
 
 def labels_of(samples: TrainingSamples) -> List[int]:
