@@ -291,11 +291,9 @@ class Settings(Section):
     def _layers_add_up(self) -> Settings:
         placed, depth = sum(self.pipeline.layers_per_ipu), self.model.depth
         if placed != depth:
-            ipus = len(self.pipeline.layers_per_ipu)
-            even = [depth // ipus + (ipu < depth % ipus) for ipu in range(ipus)]
             raise ValueError(
-                f"pipeline.layers_per_ipu={self.pipeline.layers_per_ipu} places {placed} layers but "
-                f"model.depth={depth}; for example {even} would fit"
+                f"pipeline.layers_per_ipu={self.pipeline.layers_per_ipu} places {placed} layers but model.depth={depth}; "
+                f"for example {_even_layers(depth, len(self.pipeline.layers_per_ipu))} would fit"
             )
         return self
 
@@ -321,6 +319,14 @@ class Settings(Section):
                 f"nearest numbers of updates that do: {' and '.join(map(str, near))}"
             )
         return self
+
+
+def _even_layers(depth: int, ipus: int) -> List[int]:
+    """Layers for each IPU, as even as can be; the first and the last, with work of their own, get fewer."""
+    if depth < ipus - 2:
+        return [depth]
+    inner_first = [*range(1, ipus - 1), 0, ipus - 1][:ipus]
+    return [depth // ipus + (inner_first.index(ipu) < depth % ipus) for ipu in range(ipus)]
 
 
 def accepted_values(field: FieldInfo) -> str:
