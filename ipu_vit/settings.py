@@ -292,8 +292,8 @@ class Settings(Section):
         placed, depth = sum(self.pipeline.layers_per_ipu), self.model.depth
         if placed != depth:
             raise ValueError(
-                f"pipeline.layers_per_ipu={self.pipeline.layers_per_ipu} places {placed} layers but model.depth={depth}; "
-                f"for example {_even_layers(depth, len(self.pipeline.layers_per_ipu))} would fit"
+                f"pipeline.layers_per_ipu={self.pipeline.layers_per_ipu} places {placed} layers but "
+                f"model.depth={depth}; for example {_even_layers(depth, len(self.pipeline.layers_per_ipu))} would fit"
             )
         return self
 
