@@ -278,9 +278,14 @@ def test_ipus_come_in_powers_of_two() -> None:
     accepted = set()
     for ipus in range(1, 17):
         for replicas in range(1, 17):
-            overrides = [f"pipeline.layers_per_ipu={[1] * ipus}", f"model.depth={ipus}",
-                         "pipeline.available_memory_proportion=[0.3]", f"pipeline.replicas={replicas}", "pipeline.micro_batch=1",
-                         f"pipeline.global_batch={64 * replicas}"]  # fmt: skip
+            overrides = [
+                f"pipeline.layers_per_ipu={[1] * ipus}",
+                f"model.depth={ipus}",
+                "pipeline.available_memory_proportion=[0.3]",
+                f"pipeline.replicas={replicas}",
+                "pipeline.micro_batch=1",
+                f"pipeline.global_batch={64 * replicas}",
+            ]
             try:
                 load_settings("quickstart", overrides)
                 accepted.add(ipus * replicas)
