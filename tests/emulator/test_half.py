@@ -87,6 +87,7 @@ def test_layer_norm_of_halves_is_half_both_ways() -> None:
 
 
 def trained(model: Layers, opts: Any, **optimizer: Any) -> Any:
+    """Train a model in half for one call; returns the optimizer's state."""
     model.half()
     sgd = poptorch.optim.SGD(model.parameters(), **optimizer)
     executor = poptorch.trainingModel(model, opts, sgd)
@@ -94,7 +95,7 @@ def trained(model: Layers, opts: Any, **optimizer: Any) -> Any:
     x, y = data(count)
     executor(x.half(), y)
     executor.copyWeightsToHost()
-    return sgd
+    return sgd.state_dict()
 
 
 def test_weights_accumulators_and_momentum_have_their_types() -> None:
@@ -106,7 +107,7 @@ def test_weights_accumulators_and_momentum_have_their_types() -> None:
         momentum=0.9,
         accum_type=torch.float16,
         velocity_accum_type=torch.float16,
-    ).state_dict()["ipu_state"]
+    )["ipu_state"]
     assert state and all(tensor.dtype == torch.float16 for tensor in state.values())
     assert all(parameter.dtype == torch.float16 for parameter in model.parameters())
 
