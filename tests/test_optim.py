@@ -120,7 +120,8 @@ def test_updates_follow_the_schedule(tmp_path: Any) -> None:
     settings = load_settings("quickstart", [
         "device=cpu", "weights=none", "precision=float32", f"output={tmp_path}", "data=generated", "data.workers=0",
         "model.image_size=8", "model.width=12", "model.mlp_width=16", "data.evaluation_resize=8",
-        "pipeline.global_batch=14", "pipeline.micro_batch=2", "schedule.updates=4", "schedule.warmup=2", "schedule.lr=0.03",
+        "pipeline.global_batch=14", "pipeline.micro_batch=2",
+        "schedule.updates=4", "schedule.warmup=2", "schedule.lr=0.03",
         "optimizer.momentum=0", "optimizer.weight_decay=0", "pipeline.stochastic_rounding=false",
         "optimizer.accumulator_type=float32", "optimizer.velocity_type=float32",
     ])  # fmt: skip
