@@ -6,6 +6,7 @@ PopTorch's loader cuts nothing and shuffles nothing here: the samples know their
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -101,6 +102,7 @@ def evaluation_loader(settings: Settings, options: Any, source: Source, unreadab
 
 def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, workers: int) -> Any:
     """PopTorch's loader: in this process without workers, else ahead of it in others."""
+    workers = min(workers, _cores())  # more of them take memory and give nothing
     if workers == 0:
         return poptorch.DataLoader(options, samples, batch_size=micro_batch)
     return poptorch.DataLoader(
@@ -113,6 +115,11 @@ def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, workers: i
         worker_init_fn=worker_init,
         async_options={"early_preload": True, "load_indefinitely": False},
     )
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_it_is(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
