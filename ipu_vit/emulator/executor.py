@@ -109,7 +109,6 @@ class PoplarExecutor:
         self._update: Optional[SGDUpdate] = None
         self._attached = False
         self._compilation_seconds: Optional[float] = None
-        self._latency = 0.0
         if training:
             _trainers[model] = weakref.ref(self)
             if isinstance(self._optimizer, Optimizer):
@@ -203,14 +202,12 @@ class PoplarExecutor:
             raise Error("The device is detached: call attachToDevice() before running")
         if not self._training:
             self._follow_trainer()
-        started = time.perf_counter()
         outputs = Outputs(self._options, self._layout)
         with self._on_device():
             for iteration in range(self._layout.device_iterations):
                 self._run_iteration(batch, outputs, iteration)
         if self._training:
             self._weights.host_is_stale = True
-        self._latency = time.perf_counter() - started
         return outputs.gather()
 
     @contextmanager
