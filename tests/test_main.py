@@ -52,15 +52,22 @@ def test_reader_that_has_gone(tmp_path: Path) -> None:
     assert result.stderr == "" and result.stdout.startswith("usage: ")
 
 
+def accept_interrupts() -> None:
+    """Shells have what they start in the background ignore interrupts, tests and their processes included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     preset = tiny_preset(tmp_path)
     arguments = command(preset, "schedule.updates=100000")
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=accept_interrupts
+    ) as process:
         given_up = time.monotonic() + 120
         while len(losses(tmp_path / "run")) < 3:
             assert process.poll() is None and time.monotonic() < given_up
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said == "interrupted; the same command continues from the last checkpoint\n"
