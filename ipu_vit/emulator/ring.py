@@ -17,12 +17,11 @@ import os
 import tempfile
 from dataclasses import dataclass
 from multiprocessing import reduction
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Tuple
 
 import torch
 
-# Types that `poptorch.registerCustomArgParser` has made known, each with its `ICustomArgParser`.
-custom_parsers: Dict[type, Any] = {}
+from ipu_vit.emulator.arg_parser import custom_parser_of
 
 # Every data type may start at a multiple of this, and no cache line belongs to two tensors.
 _ALIGNMENT = 64
@@ -88,9 +87,9 @@ class Layout:
 class Structure:
     """How a batch comes apart into tensors and is put together again (rule 7.8)."""
 
-    def __init__(self, first: Any, parsers: Dict[type, Any]) -> None:
+    def __init__(self, first: Any) -> None:
         self._type = type(first)
-        self._parser: Optional[Any] = parsers.get(self._type)
+        self._parser = custom_parser_of(self._type)
         self._keys: List[Any] = list(first) if isinstance(first, dict) else []
         if self._parser is None and not isinstance(first, (torch.Tensor, tuple, list, dict)):
             raise TypeError(

@@ -37,7 +37,8 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import torch
 import torch.utils.data
 
-from ipu_vit.emulator.ring import Layout, SharedFile, Structure, custom_parsers
+from ipu_vit.emulator.arg_parser import custom_parsers
+from ipu_vit.emulator.ring import Layout, SharedFile, Structure
 
 START, RELEASE = b"start", b"release"
 LAYOUT, FILLED, END, ERROR = "layout", "filled", "end", "error"
@@ -178,7 +179,7 @@ class _Filler:
         return [tensor.detach() if self._rebatched_size else tensor.detach()[None] for tensor in tensors]
 
     def _lay_out(self, first: Any) -> None:
-        structure = Structure(first, custom_parsers)
+        structure = Structure(first)
         tensors = self._as_rows(structure.take_apart(first))
         if not tensors:
             raise ValueError("An asynchronous dataset must yield at least one tensor; its first batch holds none")

@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, Dataset, IterableDataset, SequentialSampler
 
-from ipu_vit.emulator import ring
+from ipu_vit.emulator import arg_parser
 from ipu_vit.emulator.async_accessor import AsynchronousDataAccessor
 from ipu_vit.emulator.dataloader import DataLoader
 from ipu_vit.emulator.enums import CommGroupType, DataLoaderMode, SharingStrategy
@@ -542,7 +542,7 @@ def test_rule_7_8_dictionaries(make: Any) -> None:
 
 
 def test_rule_7_8_registered_types(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ring.custom_parsers, Scaled, ScaledParser())
+    monkeypatch.setitem(arg_parser.custom_parsers, Scaled, ScaledParser())
     accessor = make(AsynchronousDataAccessor, ScaledBatches(3))
     assert [(batch.values.item(), batch.scale) for batch in accessor] == [(0, 16), (1, 16), (2, 16)]
 
