@@ -1,141 +1,90 @@
-"""float16 arithmetic on a CPU: computed in float32, rounded to half after every operator.
+"""How float16 programs are computed: exactly as half precision, or fast.
 
-CPUs have no usable half arithmetic, IPUs do. While `HalfArithmetic` is on, every operator that
-receives float16 tensors, forward or backward, runs on float32 copies of them and its results are
-rounded back. Tensors stay true `torch.float16` tensors all along, so what a program sees of them
-(dtype, promotion, overflow at 65504) and what they take of memory is that of half precision.
-Matrix products thereby accumulate in float32; half partials are not modelled.
+Exact is the default: `HalfArithmetic` rounds every operator's result to half. With
+`IPU_VIT_EMULATOR_ARITHMETIC=bfloat16` forward and backward run in bfloat16 instead, which many CPUs
+compute twice as fast as float32: for trying programs out, not for their numbers. Weights,
+accumulators and optimizer state keep their types either way.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+import os
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, ContextManager, Dict, List, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-aten = torch.ops.aten
+from ipu_vit.emulator.errors import Error
+from ipu_vit.emulator.half import HalfArithmetic
+from ipu_vit.emulator.tape import Entry, Tape
 
-# Operators that move or create numbers without computing any: half tensors pass as they are.
-_MOVES = {
-    "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "as_strided", "as_strided_", "cat", "chunk", "clone",
-    "constant_pad_nd", "contiguous", "copy", "copy_", "detach", "detach_", "diagonal", "empty", "empty_like",
-    "empty_strided", "equal", "expand", "fill", "fill_", "flatten", "flip", "full", "full_like", "gather", "index",
-    "index_select", "is_same_size", "item", "lift_fresh", "_local_scalar_dense", "masked_fill", "masked_fill_",
-    "movedim", "narrow", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones", "ones_like",
-    "permute", "repeat", "reshape", "resize_", "roll", "select", "set_", "slice", "split", "split_with_sizes",
-    "squeeze", "squeeze_", "stack", "t", "t_", "transpose", "transpose_", "unbind", "unfold", "unsafe_split",
-    "unsqueeze", "unsqueeze_", "view", "where", "zero_", "zeros", "zeros_like", "select_backward", "slice_backward",
-    "_unsafe_index", "unfold_backward", "is_pinned", "_pin_memory", "slice_scatter", "select_scatter",
-}  # fmt: skip
-
-# Normalisations return statistics beside their result; those stay in float32.
-_STATISTICS = {"native_layer_norm", "native_batch_norm", "_native_batch_norm_legit", "native_group_norm",
-               "_native_batch_norm_legit_functional", "_batch_norm_with_update"}  # fmt: skip
-# Their backward operators receive these statistics, and return gradients of half tensors all the same.
-_STATISTICS_BACKWARD = {name + "_backward" for name in _STATISTICS} | {"batch_norm_backward"}
+VARIABLE = "IPU_VIT_EMULATOR_ARITHMETIC"
+_FAST = {torch.float16: torch.bfloat16}
+_FAST_FUNCTIONS: Dict[Any, Any] = {Tensor.half: Tensor.bfloat16}
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """What to do with an operator, worked out from its schema once."""
+class Arithmetic:
+    """The arithmetic of one compiled program."""
 
-    moves: bool
-    written: Tuple[int, ...]  # positions of arguments that it writes into
-    rounded: Optional[int]  # how many of its results are rounded; None: all
-    ignores_float_inputs: bool
+    def __init__(self, uses_half: bool) -> None:
+        chosen = os.environ.get(VARIABLE, "float16")
+        if chosen not in ("float16", "bfloat16"):
+            raise Error(f"{VARIABLE}={chosen} is unknown: use float16 (exact) or bfloat16 (fast)")
+        self._fast = uses_half and chosen == "bfloat16"
+        self._uses_half = uses_half
 
+    def mode(self) -> ContextManager[Any]:
+        """To be on while forward and backward run."""
+        return HalfArithmetic() if self._uses_half and not self._fast else nullcontext()
 
-# Rules met so far, by their operators' identity: operators live forever, and hash slowly.
-_rules: Dict[int, _Rule] = {}
-
-
-class HalfArithmetic(TorchDispatchMode):
-    """While on, operators on float16 tensors compute in float32 and round what they return."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Nothing is compiled by torch here; without the guard that keeps dynamo out, each operator
-        # costs half as much.
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        rule = _rules.get(id(func))
-        if rule is None:
-            rule = _rules[id(func)] = _rule_of(func)
-        if rule.moves:
-            return func(*args, **kwargs)
-        widening = _Widening()
-        wide = [widening(arg) for arg in args]
-        wide_kwargs = {name: widening(value) for name, value in kwargs.items()}
-        if not widening.found_half:
-            return func(*args, **kwargs)
-        result = func(*wide, **wide_kwargs)
-        if rule.written:
-            return _write_back(rule, args, wide, result)
-        if "out" in wide_kwargs:
-            return kwargs["out"].copy_(result)
-        if widening.found_float and not rule.ignores_float_inputs:
-            return result
-        if isinstance(result, Tensor):
-            return result.half() if result.dtype == torch.float32 else result
-        return type(result)(
-            _round(item) if rule.rounded is None or i < rule.rounded else item for i, item in enumerate(result)
+    def tape(self, tape: Tape) -> Tape:
+        """The tape in this arithmetic."""
+        if not self._fast:
+            return tape
+        return replace(
+            tape,
+            entries=[_fast_entry(entry) for entry in tape.entries],
+            constants={slot: _fast(tensor) for slot, tensor in tape.constants.items()},
         )
 
+    def inputs(self, tensors: List[Tensor]) -> List[Tensor]:
+        """A micro batch's inputs in this arithmetic."""
+        return [_fast(tensor) for tensor in tensors] if self._fast else tensors
 
-class _Widening:
-    """Replaces half by float32 in an argument, and remembers what it met."""
+    def weights(self, weights: Dict[str, Tensor], written: Sequence[str]) -> Dict[str, Tensor]:
+        """A replica's weights in this arithmetic, for one weight update; statistics keep their precision."""
+        if not self._fast:
+            return weights
+        return {
+            name: tensor
+            if tensor.dtype != torch.float16
+            else tensor.detach()
+            .to(torch.float32 if name in written else torch.bfloat16)
+            .requires_grad_(tensor.requires_grad)
+            for name, tensor in weights.items()
+        }
 
-    __slots__ = ("found_float", "found_half")
-
-    def __init__(self) -> None:
-        self.found_half = False
-        self.found_float = False
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if value.dtype == torch.float16:
-                self.found_half = True
-                return value.float()
-            if value.dtype == torch.float32 and value.dim():
-                self.found_float = True
-        elif isinstance(value, (list, tuple)):
-            return [self(item) for item in value]
-        elif value is torch.float16:
-            # The operator is told its own operand's type, for example by softmax's backward.
-            return torch.float32
-        elif value is torch.float32:
-            # The program asks for a float32 result.
-            self.found_float = True
-        return value
+    def put_back(self, used: Dict[str, Tensor], weights: Dict[str, Tensor], written: Sequence[str]) -> None:
+        """Copy what forward wrote into the weights of this arithmetic back to the replica's."""
+        if self._fast:
+            for name in written:
+                weights[name].copy_(used[name])
 
 
-def _rule_of(func: Any) -> _Rule:
-    name = func._schema.name.split("::")[1]
-    written = tuple(
-        position
-        for position, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write and not argument.kwarg_only
-    )
-    return _Rule(
-        moves=name in _MOVES,
-        written=written,
-        rounded=1 if name in _STATISTICS else None,
-        ignores_float_inputs=name in _STATISTICS or name in _STATISTICS_BACKWARD,
+def _fast(tensor: Tensor) -> Tensor:
+    return tensor.bfloat16() if tensor.dtype == torch.float16 else tensor
+
+
+def _fast_entry(entry: Entry) -> Entry:
+    return replace(
+        entry,
+        function=_FAST_FUNCTIONS.get(entry.function, entry.function),
+        args=[_fast_argument(arg) for arg in entry.args],
+        kwargs={name: _fast_argument(value) for name, value in entry.kwargs.items()},
     )
 
 
-def _round(item: Any) -> Any:
-    return item.half() if isinstance(item, Tensor) and item.dtype == torch.float32 else item
-
-
-def _write_back(rule: _Rule, args: Any, wide: Any, result: Any) -> Any:
-    """Round what an in-place operator wrote into float32 copies back into the program's tensors."""
-    for position in rule.written:
-        if position < len(args) and isinstance(args[position], Tensor) and args[position] is not wide[position]:
-            args[position].copy_(wide[position])
-    return args[rule.written[0]] if isinstance(result, Tensor) else result
+def _fast_argument(value: Any) -> Any:
+    return _FAST.get(value, value) if isinstance(value, torch.dtype) else value

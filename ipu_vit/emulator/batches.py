@@ -2,72 +2,116 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+import inspect
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ipu_vit.emulator.enums import CommGroupType, OutputMode
 from ipu_vit.emulator.errors import Error
+from ipu_vit.emulator.log import log_once, logger
 from ipu_vit.emulator.options import Options
+from ipu_vit.emulator.structure import flatten
 
 # What the device makes of host types on the way out (rule 1.16).
-_OUTPUT_TYPES = {torch.int64: torch.int32, torch.float64: torch.float32}
+_OUTPUT_TYPES = {torch.int64: torch.int32, torch.float64: torch.float32, torch.bfloat16: torch.float16}
+# Types that tensors may have on the way in (rule 6.7).
+_INPUT_TYPES = {
+    torch.float32, torch.float16, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.int64,
+    torch.float64,
+}  # fmt: skip
 
 
 class HostBatch:
-    """The arguments of one call: tensors to be cut, and constants."""
+    """The arguments of one call, in the order of forward's parameters: tensors to be cut, and constants."""
 
-    def __init__(self, args: Sequence[Any], kwargs: Dict[str, Any]) -> None:
-        self.leaves: List[Any]
-        self.structure: TreeSpec
-        self.leaves, self.structure = tree_flatten((tuple(args), dict(kwargs)))
+    def __init__(self, signature: inspect.Signature, args: Sequence[Any], kwargs: Dict[str, Any]) -> None:
+        self._forward = signature
+        bound = signature.bind(*args, **kwargs)
+        self.leaves, self.structure = flatten((bound.args, bound.kwargs))
+        self._names = list(bound.arguments)
+        self.tensors = [_as_input(leaf) for leaf in self.leaves if isinstance(leaf, Tensor)]
 
     @property
     def signature(self) -> List[Any]:
         """What must stay the same from call to call (rule 1.10)."""
-        return [(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return [
+            _TensorKind(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves
+        ]
 
-    def check_against(self, compiled: HostBatch) -> None:
-        """Raise Error when this call does not fit what was compiled."""
-        if self.structure != compiled.structure:
+    def following(self, args: Sequence[Any], kwargs: Dict[str, Any]) -> HostBatch:
+        """The batch of a later call; Error when it does not fit this one, which was compiled."""
+        try:
+            batch = HostBatch(self._forward, args, kwargs)
+        except TypeError as error:
+            raise Error(f"The arguments differ from the compiled model's: {error}") from error
+        if batch.structure != self.structure:
             raise Error(
                 "The number, names or container types of the arguments differ from the compiled model's: use another "
                 "executor for them"
             )
-        for position, (now, then) in enumerate(zip(self.signature, compiled.signature)):
-            if now != then:
+        for position, (now, then) in enumerate(zip(batch.signature, self.signature)):
+            if now is not then and not (type(now) is type(then) and bool(now == then)):
                 raise Error(
-                    f"Argument {position} is {_describe(now)} but the model was compiled for {_describe(then)}: shapes "
-                    "and types are fixed by the first call; pad or drop an incomplete batch, or use another executor"
+                    f"Argument {position} of {self._names} is {now!r} but the model was compiled for {then!r}: shapes, "
+                    "types and constants are fixed by the first call; pad or drop an incomplete batch, or use another "
+                    "executor"
                 )
+        return batch
 
-    def micro_batch(self, index: int, count: int) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
-        """The index-th of `count` equal slices; AssertionError when a tensor does not divide (rule 1.1)."""
-        leaves = [_slice(leaf, position, index, count) for position, leaf in enumerate(self.leaves)]
-        args, kwargs = tree_unflatten(leaves, self.structure)
+    def micro_batch(self, index: int, count: int) -> List[Tensor]:
+        """The index-th of `count` equal slices of each tensor; AssertionError when one does not divide (rule 1.1)."""
+        return [_slice(tensor, position, index, count) for position, tensor in enumerate(self.tensors)]
+
+    def blank(self) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+        """Arguments of the same shapes and types, without the values."""
+        return self.arguments([torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for tensor in self.tensors])
+
+    def arguments(self, tensors: Sequence[Tensor]) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+        """The arguments of the call with other tensors in the places of its own."""
+        following = iter(tensors)
+        leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        args, kwargs = self.structure.build(leaves)
         return args, kwargs
 
 
-def _slice(leaf: Any, position: int, index: int, count: int) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    if leaf.numel() == 0:
+class _TensorKind(NamedTuple):
+    shape: Tuple[int, ...]
+    dtype: torch.dtype
+
+    def __repr__(self) -> str:
+        return f"a tensor of shape {self.shape} and type {self.dtype}"
+
+
+def _as_input(tensor: Tensor) -> Tensor:
+    """A tensor as it arrives on the device (rules 1.12, 1.13, 6.7)."""
+    if tensor.dtype not in _INPUT_TYPES:
         raise Error(
-            f"Argument {position} is a zero-sized tensor of shape {tuple(leaf.shape)}, which a device cannot have"
+            f"A tensor of type {tensor.dtype} cannot be an input: convert it to float32, float16 or int32 first"
         )
-    rows = leaf.shape[0] if leaf.dim() else 1
+    if tensor.numel() == 0:
+        raise Error(f"An input is a zero-sized tensor of shape {tuple(tensor.shape)}, which a device cannot have")
+    if tensor.requires_grad:
+        logger.warning("An input requires gradients, which a device does not give: it is detached")
+        tensor = tensor.detach()
+    if not tensor.is_contiguous():
+        log_once("At least one input tensor is not contiguous: it is copied for every call")
+        tensor = tensor.contiguous()
+    if tensor.dtype == torch.float64:
+        return tensor.float()
+    if tensor.dtype == torch.int64 and tensor.abs().max() >= 2**31:
+        return tensor.int().long()  # as int32 on the device, without a check
+    return tensor
+
+
+def _slice(tensor: Tensor, position: int, index: int, count: int) -> Tensor:
+    rows = tensor.shape[0] if tensor.dim() else 1
     assert rows % count == 0, (
-        f"Argument {position} has {rows} rows, which do not divide by {count} (device iterations × replicas × gradient "
-        "accumulation): pass combinedBatchSize rows, as poptorch.DataLoader does"
+        f"Input tensor {position} has {rows} rows, which do not divide by {count} (device iterations × replicas × "
+        "gradient accumulation): pass combinedBatchSize rows, as poptorch.DataLoader does"
     )
-    leaf = leaf.detach()
-    return leaf.narrow(0, index * (rows // count), rows // count) if leaf.dim() else leaf
-
-
-def _describe(part: Any) -> str:
-    return f"a tensor of shape {part[0]} and type {part[1]}" if isinstance(part, tuple) and part else repr(part)
+    return tensor.narrow(0, index * (rows // count), rows // count) if tensor.dim() else tensor
 
 
 class Layout:
@@ -95,39 +139,39 @@ class Layout:
 class Outputs:
     """Collects what micro batches return, in the order of the input (rules 1.3 to 1.7, 1.15, 1.16)."""
 
-    def __init__(self, options: Options, layout: Layout) -> None:
-        self._mode = OutputMode(options.output_mode)
-        self._period: int = options.output_return_period
+    def __init__(self, mode: OutputMode, period: int, layout: Layout) -> None:
+        self._mode = mode
+        self._period = period
         self._layout = layout
         self._leaves: Dict[Tuple[int, int], List[Any]] = {}
-        self._sums: Dict[int, List[Any]] = {}
-        self._structure: Any = None
 
-    def add(self, iteration: int, step: int, replica: int, result: Any) -> None:
-        """Keep the result of one micro batch if the output mode wants it."""
-        leaves, self._structure = tree_flatten(result)
+    def add(self, iteration: int, step: int, replica: int, leaves: List[Any]) -> None:
+        """Keep the results of one micro batch if the output mode wants them."""
         order = iteration * self._layout.accumulation + step
-        last = order == self._layout.device_iterations * self._layout.accumulation - 1
         if self._mode == OutputMode.Sum:
-            kept = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            before = self._sums.get(replica)
-            self._sums[replica] = (
-                kept
-                if before is None
-                else [old + new if isinstance(new, Tensor) else new for old, new in zip(before, kept)]
-            )
-        elif (
-            self._mode == OutputMode.All
-            or (self._mode == OutputMode.EveryN and (order + 1) % self._period == 0)
-            or (self._mode == OutputMode.Final and last)
-        ):
-            self._leaves[order, replica] = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            before = self._leaves.get((0, replica))
+            kept = leaves if before is None else [_sum(old, new) for old, new in zip(before, leaves)]
+            self._leaves[0, replica] = [_detached(leaf) for leaf in kept]
+        elif self._wants(order):
+            self._leaves[order, replica] = [_detached(leaf) for leaf in leaves]
 
-    def gather(self) -> Any:
-        """The structure that forward returned, with all kept rows in each tensor's place."""
-        kept = sorted(self._sums.items()) if self._mode == OutputMode.Sum else sorted(self._leaves.items())
-        rows = [leaves for _, leaves in kept]
-        return tree_unflatten([_join(column) for column in zip(*rows)], self._structure)
+    def _wants(self, order: int) -> bool:
+        if self._mode == OutputMode.EveryN:
+            return (order + 1) % self._period == 0
+        last = order == self._layout.device_iterations * self._layout.accumulation - 1
+        return self._mode == OutputMode.All or last
+
+    def gather(self) -> List[Any]:
+        """The leaves that forward returned, with all kept rows in each tensor's place."""
+        return [_join(column) for column in zip(*(leaves for _, leaves in sorted(self._leaves.items())))]
+
+
+def _sum(old: Any, new: Any) -> Any:
+    return old + new if isinstance(new, Tensor) else new
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _join(column: Sequence[Any]) -> Any:
@@ -137,5 +181,5 @@ def _join(column: Sequence[Any]) -> Any:
     if first.dim() == 0:
         joined = torch.stack(list(column)) if len(column) > 1 else first.clone()
     else:
-        joined = torch.cat(list(column))
+        joined = torch.cat(list(column)) if len(column) > 1 else first.clone()
     return joined.to(_OUTPUT_TYPES.get(joined.dtype, joined.dtype))

@@ -1,70 +1,45 @@
 """`poptorch.PoplarExecutor`: a model that is compiled once and then run by host batches.
 
-Compiling traces the model (`trace`), checks the trace against the options, and copies the weights
-to the "device": tensors of the emulator's own. Running cuts the host batch into micro batches
-(`batches`), runs each forward and, in training, backward from the loss operator, accumulates and
-updates (`update`). A pipeline's stages hold different micro batches at a time but compute the same
-numbers as one micro batch after the other, so that is what a run does.
+Compiling traces the model (`trace`) into a tape, checks what the trace found against the options
+(`limits`), and copies the weights to the "device": tensors of the emulator's own (`weights`). A
+`Runner` then replays the tape for each micro batch and updates the weights.
 """
 
 from __future__ import annotations
 
+import datetime
+import inspect
 import random as host_random
 import time
 import weakref
-from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ipu_vit.emulator import device
-from ipu_vit.emulator.arithmetic import HalfArithmetic
-from ipu_vit.emulator.batches import HostBatch, Layout, Outputs
-from ipu_vit.emulator.enums import OutputMode
+from ipu_vit.emulator import functions, optim
+from ipu_vit.emulator.attention import math_attention
+from ipu_vit.emulator.batches import HostBatch, Layout
+from ipu_vit.emulator.enums import ConnectionType, OutputMode
 from ipu_vit.emulator.errors import Error
-from ipu_vit.emulator.functions import DeviceFunctions
+from ipu_vit.emulator.exported import Executable, read_executable, write_executable
+from ipu_vit.emulator.latency import Latency
 from ipu_vit.emulator.limits import check_program
 from ipu_vit.emulator.log import logger
-from ipu_vit.emulator.optim import SGD, Optimizer, attributes_of
 from ipu_vit.emulator.options import Options
-from ipu_vit.emulator.random import BitStream, DeviceRandom
-from ipu_vit.emulator.trace import Program, fakes_of, tracing
-from ipu_vit.emulator.update import Accumulators, SGDUpdate
+from ipu_vit.emulator.program import Program
+from ipu_vit.emulator.random import DeviceRandom
+from ipu_vit.emulator.runner import Anchor, Runner, SharedUpdate
+from ipu_vit.emulator.tape import Recorder
+from ipu_vit.emulator.trace import Tracer, tracing
+from ipu_vit.emulator.update import WeightUpdate
+from ipu_vit.emulator.version import POPTORCH_VERSION
 from ipu_vit.emulator.weights import DeviceWeights
-
-#: The version of PopTorch whose behaviour is emulated.
-POPTORCH_VERSION = "3.4.0"
 
 # Training executors by the module they train, so that inference with the same module follows (rule 8.4).
 _trainers: weakref.WeakKeyDictionary[nn.Module, weakref.ref[PoplarExecutor]] = weakref.WeakKeyDictionary()
-# Called after every micro batch with (done, of one host call); see `observe_micro_batches`.
-_observers: List[Callable[[int, int], None]] = []
-
-
-@contextmanager
-def observe_micro_batches(observer: Callable[[int, int], None]) -> Iterator[None]:
-    """Call `observer(done, total)` after every micro batch, for progress inside a long call."""
-    _observers.append(observer)
-    try:
-        yield
-    finally:
-        _observers.remove(observer)
-
-
-class _Run(device.Context):
-    """What the operators of one running micro batch report to: keeps the loss to differentiate."""
-
-    def __init__(self, wanted: Optional[int]) -> None:
-        self._wanted = wanted
-        self._met = 0
-        self.loss: Optional[Tensor] = None
-
-    def on_loss(self, loss: Tensor) -> None:
-        if self._met == self._wanted:
-            self.loss = loss
-        self._met += 1
+_hooks: Dict[str, List[Callable[[], None]]] = {"before": [], "after": []}
 
 
 class PoplarExecutor:
@@ -75,7 +50,7 @@ class PoplarExecutor:
         model: nn.Module,
         options: Optional[Options],
         training: bool,
-        poptorch_version: str = POPTORCH_VERSION,
+        poptorch_version: str,
         optimizer: Optional[torch.optim.Optimizer] = None,
         user_model: Optional[nn.Module] = None,
     ) -> None:
@@ -91,36 +66,36 @@ class PoplarExecutor:
         if training and _trainer_of(model) is not None:
             raise RuntimeError("This model is already wrapped for training: call destroy() on the other executor first")
         self._model = model
+        self._user_model = model if user_model is None else user_model
         self._options = options
         self._training = training
         self._optimizer = optimizer
-        if training and optimizer is None:
-            self._optimizer = SGD(model.parameters(), lr=0.01)
-        if training and not isinstance(self._optimizer, torch.optim.SGD):
-            kind = type(self._optimizer).__name__
-            raise Error(f"Unsupported optimizer {kind}: use torch.optim.SGD or poptorch.optim.SGD")
-        self._weights = DeviceWeights(model)
+        if training:
+            self._optimizer = optim.SGD(model.parameters(), lr=0.01) if optimizer is None else optimizer
+            optim.check_supported(self._optimizer)
+        self._signature = inspect.signature(model.forward)
+        self._weights = DeviceWeights(model, max(1, options.replication_factor))
         self._layout = Layout(options, training)
         seed = options.random_seed if options.exists("random_seed") else host_random.SystemRandom().getrandbits(31)
         self._random = DeviceRandom(seed)
-        self._functions = DeviceFunctions(self._random)
         self._program: Optional[Program] = None
+        self._runner: Optional[Runner] = None
         self._compiled_for: Optional[HostBatch] = None
-        self._update: Optional[SGDUpdate] = None
-        self._attached = False
         self._compilation_seconds: Optional[float] = None
+        self._attached = False
+        self._latency = Latency()
+        self._followed = 0  # copies to the host, by the training executor, that this one has seen
+        self._weights.watch_host(following=training)
         if training:
             _trainers[model] = weakref.ref(self)
-            if isinstance(self._optimizer, Optimizer):
+            if isinstance(self._optimizer, optim.Optimizer):
                 self._optimizer._executor = weakref.ref(self)
-            for module in model.modules():
-                self._weights.refresh_before_state_dict(module)
 
     # Properties -------------------------------------------------------------------------------
 
     @property
     def model(self) -> nn.Module:
-        return self._model
+        return self._user_model
 
     @property
     def options(self) -> Options:
@@ -132,24 +107,26 @@ class PoplarExecutor:
 
         Not part of PopTorch. Raises Error before compilation.
         """
-        if self._program is None:
-            raise Error("The model is not compiled yet: call compile() or run it once")
+        self._check_compiled()
+        assert self._program is not None
         return self._program
 
     @property
     def rng_state(self) -> List[int]:
-        if not self.isCompiled():
-            raise Error("The random state can be read and set once the model is compiled")
+        self._check_compiled()
         return self._random.state
 
     @rng_state.setter
     def rng_state(self, state: List[int]) -> None:
-        if not self.isCompiled():
-            raise Error("The random state can be read and set once the model is compiled")
+        self._check_compiled()
         self._random.state = state
 
     def isCompiled(self) -> bool:
-        return self._program is not None
+        return self._runner is not None
+
+    def _check_compiled(self) -> None:
+        if not self.isCompiled():
+            raise Error("The model is not compiled yet: call compile() or run it once")
 
     # Compile ----------------------------------------------------------------------------------
 
@@ -158,142 +135,133 @@ class PoplarExecutor:
         if self.isCompiled():
             logger.warning("The model is already compiled: nothing to do")
             return
-        self._compile(HostBatch(args, kwargs))
+        self._compile(HostBatch(self._signature, args, kwargs))
 
     def _compile(self, batch: HostBatch) -> None:
         started = time.perf_counter()
+        for hook in _hooks["before"]:
+            hook()
         program = self._trace(batch)
         check_program(program, self._options, self._training)
+        self._check_written_buffers(program)
         self._weights.to_device()
-        if self._optimizer is not None:
-            attributes = attributes_of(self._optimizer, self._weights.names_by_address())
-            self._update = SGDUpdate(attributes, self._options, self._weights.device, program.trained)
-        self._loss_index = program.loss_index if self._training else None
-        self._training_flags = [(module, module.training) for module in self._model.modules()]
+        self._weights.separate([name for name in program.tape.written_weights if name in self._weights.buffers])
+        updates = self._make_updates(program) if self._training else []
+        anchors = {
+            name: Anchor(self._slot_of_name(program, long_name), OutputMode(mode), period)
+            for name, (long_name, mode, period) in self._options.anchored_tensors.items()
+        }
+        self._runner = Runner(program, self._options, self._layout, self._weights, self._random, updates, anchors)
         self._program = program
         self._compiled_for = batch
-        self._attached = True
+        self._attached = self._options.connection_type == ConnectionType.Always
         loaded = getattr(self._optimizer, "_loaded", None)
         if loaded is not None:
             self._load_optimizer_state(loaded)
+        for hook in _hooks["after"]:
+            hook()
         self._compilation_seconds = time.perf_counter() - started
 
     def _trace(self, batch: HostBatch) -> Program:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        args, kwargs = fakes_of(batch.micro_batch(0, self._layout.micro_batches), fake)
-        fakes, names = self._weights.fakes(fake)
-        with self._weights.installed(fakes), torch.set_grad_enabled(self._training):
-            with tracing(self._options._strategy, names, fake) as tracer, self._functions:
-                self._model(*args, **kwargs)
+        inputs = [fake.from_tensor(tensor) for tensor in batch.micro_batch(0, self._layout.micro_batches)]
+        args, kwargs = batch.arguments(inputs)
+        fakes = self._weights.fakes(fake)
+        recorder = Recorder(functions.replacements(self._random), self._weights.name_of, functions.on_device_types)
+        for tensor in inputs:
+            recorder.new_slot(tensor)
+        recorder.weights = {name: recorder.new_slot(tensor) for name, tensor in fakes.items()}
+        parameters = {id(tensor): name for name, tensor in fakes.items() if isinstance(tensor, nn.Parameter)}
+        tracer = Tracer(self._options._strategy, parameters, recorder, self._training)
+        with self._weights.installed(fakes), torch.set_grad_enabled(self._training), math_attention():
+            with tracing(tracer, recorder, self._options._strategy, fake):
+                result = self._model(*args, **kwargs)
+        tracer.check(result)
         if self._training:
             tracer.trace_backward(fake, [fakes[name] for name in self._weights.trained])
+        loss = tracer.losses[tracer.program.loss_index] if self._training else None
+        tracer.program.tape = recorder.finish(inputs, result, loss)
         return tracer.program
+
+    def _check_written_buffers(self, program: Program) -> None:
+        """Replicas that share a buffer must not write into it (rule 8.7)."""
+        shared = self._layout.replicas > 1 and self._options.broadcast_buffers
+        written = sorted(set(program.tape.assigned_weights).intersection(self._weights.buffers))
+        if shared and written:
+            raise Error(
+                f"forward changes buffer {written[0]} in place, and {self._layout.replicas} replicas would share it: call "
+                "broadcastBuffers(False) so that each has its own"
+            )
+
+    def _make_updates(self, program: Program) -> List[SharedUpdate]:
+        assert self._optimizer is not None
+        attributes = optim.attributes_of(self._optimizer, self._weights.names_by_address())
+        updates: List[SharedUpdate] = []
+        for members, names in self._weights.sharers(program.trained).items():
+            tensors = self._weights.replicas[members[0]]
+            updates.append(SharedUpdate(members, WeightUpdate(attributes, self._options, tensors, names)))
+            # The update has put its weights end to end; the other replicas use the same tensors.
+            for other in members[1:]:
+                self._weights.replicas[other].update({name: tensors[name] for name in names})
+        return updates
+
+    def _slot_of_name(self, program: Program, name: str) -> int:
+        names = {**program.tape.names, **program.tape.weights}
+        if name not in names:
+            raise Error(f"There is no tensor {name!r} to anchor: getTensorNames() lists them")
+        return names[name]
 
     # Run --------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one host batch and return what `forward` returned, for the micro batches the output mode keeps."""
-        batch = HostBatch(args, kwargs)
+        assert self._options.connection_type != ConnectionType.Never, (
+            "Trying to run a model compiled for an offline target: load the executable where IPUs are"
+        )
         if not self.isCompiled():
-            self._compile(batch)
-        assert self._compiled_for is not None
-        batch.check_against(self._compiled_for)
+            self._compile(HostBatch(self._signature, args, kwargs))
+        assert self._compiled_for is not None and self._runner is not None
+        batch = self._compiled_for.following(args, kwargs)
         if not self._attached:
-            raise Error("The device is detached: call attachToDevice() before running")
+            if self._options.connection_type != ConnectionType.OnDemand or self._latency.calls:
+                raise Error("The device is detached: call attachToDevice() before running")
+            self._attached = True
         if not self._training:
             self._follow_trainer()
-        outputs = Outputs(self._options, self._layout)
-        with self._on_device():
-            for iteration in range(self._layout.device_iterations):
-                self._run_iteration(batch, outputs, iteration)
+        with math_attention():
+            result = self._runner(batch)
         if self._training:
             self._weights.host_is_stale = True
-        return outputs.gather()
-
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """The device's weights, module flags and gradient mode, for the time of a run."""
-        flags = [(module, module.training) for module in self._model.modules()]
-        with self._weights.installed(self._weights.device), torch.set_grad_enabled(self._training):
-            for module, training in self._training_flags:
-                module.training = training
-            try:
-                yield
-            finally:
-                for module, training in flags:
-                    module.training = training
-
-    def _run_iteration(self, batch: HostBatch, outputs: Outputs, iteration: int) -> None:
-        """One device iteration: a weight update in training, one micro batch per replica in inference."""
-        layout = self._layout
-        accumulators = [self._new_accumulators(replica) for replica in range(layout.replicas)] if self._update else []
-        for replica in range(layout.replicas):
-            for step in range(layout.accumulation):
-                index = layout.input_index(iteration, step, replica)
-                args, kwargs = batch.micro_batch(index, layout.micro_batches)
-                with self._arithmetic(), self._random.micro_batch(replica, step):
-                    result, gradients = self._micro_batch(args, kwargs)
-                outputs.add(iteration, step, replica, result)
-                if accumulators:
-                    accumulators[replica].add(gradients)
-                self._report_progress(iteration, replica, step)
-        if self._update is not None:
-            self._update.apply(accumulators, self._rounding_bits(layout.replicas))
-        self._random.advance(layout.accumulation)
-
-    def _new_accumulators(self, replica: int) -> Accumulators:
-        assert self._update is not None
-        return self._update.new_accumulators(self._rounding_bits(replica))
-
-    def _rounding_bits(self, stream: int) -> Optional[BitStream]:
-        return self._random.rounding(stream) if self._options.Precision.enable_stochastic_rounding else None
-
-    def _arithmetic(self) -> ContextManager[Any]:
-        return HalfArithmetic() if self.program.uses_half else nullcontext()
-
-    def _micro_batch(self, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Any, Dict[str, Tensor]]:
-        """Forward and, in training, backward: the result and the gradients times the loss scale."""
-        run = _Run(self._loss_index)
-        with device.context(run), self._functions:
-            result = self._model(*args, **kwargs)
-        if self._update is None:
-            return result, {}
-        assert run.loss is not None
-        names = self.program.trained
-        scale = torch.full_like(run.loss, self._update.attributes.loss_scaling)
-        gradients = torch.autograd.grad(run.loss, [self._weights.device[name] for name in names], scale)
-        return result, dict(zip(names, gradients))
-
-    def _report_progress(self, iteration: int, replica: int, step: int) -> None:
-        layout = self._layout
-        done = (iteration * layout.replicas + replica) * layout.accumulation + step + 1
-        for observer in _observers:
-            observer(done, layout.device_iterations * layout.replicas * layout.accumulation)
+        self._latency.note(self._runner.times, len(batch.tensors), self._runner.outputs)
+        return result
 
     # Optimizer --------------------------------------------------------------------------------
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use these attribute values from the next call on (rule 4.14)."""
-        if self._update is not None:
-            new = attributes_of(optimizer, self._weights.names_by_address())
-            new.check_replaces(self._update.attributes, self._options._relax_optimizer_checks)
-            self._update.attributes = new
+        optim.check_supported(optimizer)
+        if self._runner is not None and self._runner.updates:
+            new = optim.attributes_of(optimizer, self._weights.names_by_address())
+            new.check_replaces(self._runner.updates[0].update.attributes, self._options._relax_optimizer_checks)
+            for shared in self._runner.updates:
+                shared.update.attributes = new
         self._optimizer = optimizer
-        if isinstance(optimizer, Optimizer):
+        if isinstance(optimizer, optim.Optimizer):
             optimizer._executor = weakref.ref(self)
 
     def _optimizer_state(self) -> Dict[str, Any]:
-        assert self._update is not None
-        return self._update.state()
+        assert self._runner is not None
+        return self._runner.updates[0].update.state()
 
     def _load_optimizer_state(self, state: Dict[str, Any]) -> None:
-        assert self._update is not None
-        self._update.load(state)
+        assert self._runner is not None
+        self._runner.updates[0].update.load(state)
 
     # Weights ----------------------------------------------------------------------------------
 
     def copyWeightsToHost(self) -> None:
         """Copy the device's weights into the wrapped module."""
+        self._check_compiled()
         self._weights.to_host()
 
     def copyWeightsToHostIfNeeded(self) -> bool:
@@ -305,25 +273,35 @@ class PoplarExecutor:
 
     def copyWeightsToDevice(self) -> None:
         """Copy the wrapped module's weights to the device (rule 8.3)."""
+        self._check_compiled()
+        self._weights.host_is_stale = False
         self._weights.to_device()
+
+    def copyNamedBuffersToDevice(self) -> None:
+        """Copy the buffers named by `updatableNamedBuffers` to the device."""
+        self._check_compiled()
+        names = self._options._Popart.options.get("updatableNamedBuffers", [])
+        unknown = sorted(set(names) - set(self._weights.buffers))
+        if unknown:
+            raise Error(f"updatableNamedBuffers names {unknown[0]!r}, which is no buffer of the model")
+        self._weights.to_device(names)
 
     def load_state_dict(self, state_dict: Dict[str, Tensor], strict: bool = True) -> Any:
         """Load into the wrapped module, and on to the device if attached."""
-        result = self._model.load_state_dict(state_dict, strict)
         self._weights.host_is_stale = False
+        result = self._model.load_state_dict(state_dict, strict)
         if self._attached:
             self.copyWeightsToDevice()
         return result
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
-        """The wrapped module's, with the device's weights."""
-        self.copyWeightsToHostIfNeeded()
-        return self._model.state_dict(*args, **kwargs)
-
     def _follow_trainer(self) -> None:
-        """Take over weights that a training executor of the same module has changed."""
+        """Take over weights that a training executor of the same module has changed (rule 8.4)."""
         trainer = _trainer_of(self._model)
-        if trainer is not None and trainer.copyWeightsToHostIfNeeded():
+        if trainer is None:
+            return
+        trainer.copyWeightsToHostIfNeeded()
+        if self._followed != trainer._weights.copies_to_host:
+            self._followed = trainer._weights.copies_to_host
             self.copyWeightsToDevice()
 
     # Device -----------------------------------------------------------------------------------
@@ -353,23 +331,100 @@ class PoplarExecutor:
             return
         self.copyWeightsToHostIfNeeded()
         self._weights.forget()
-        self._program = None
+        self._program = self._runner = None
         self._attached = False
-        _trainers.pop(self._model, None)
+        if self._training:
+            self._weights.unwatch_host()
+            _trainers.pop(self._model, None)
 
-    def compilationTime(self) -> Any:
-        """Seconds that compiling took, as a timedelta."""
-        import datetime
+    # Files ------------------------------------------------------------------------------------
 
+    def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
+        """Write the compiled program, and by default the model with its weights, to a file (rule 9.3)."""
+        self._check_compiled()
+        assert self._compiled_for is not None
+        self.copyWeightsToHostIfNeeded()
+        write_executable(
+            filename,
+            Executable(
+                version=POPTORCH_VERSION,
+                training=self._training,
+                example=self._compiled_for.blank(),
+                options=self._options,
+                optimizer=self._optimizer if export_model else None,
+                model=self._user_model if export_model else None,
+                rng_state=self._random.state if save_rng_state else None,
+            ),
+        )
+
+    def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
+        """Compile, and write the result to a file."""
+        if not self.isCompiled():
+            self.compile(*args, **kwargs)
+        self.save(filename, export_model)
+
+    def loadExecutable(self, filename: str) -> None:
+        """Take the compiled program from a file instead of compiling."""
+        if self.isCompiled():
+            raise Error("The model is compiled already: load executables into a new executor")
+        self._take(read_executable(filename))
+
+    def _take(self, executable: Executable) -> None:
+        if executable.training != self._training:
+            kinds = {True: "training", False: "inference"}
+            raise Error(
+                f"The executable is for {kinds[executable.training]}, this executor for {kinds[self._training]}"
+            )
+        args, kwargs = executable.example
+        self._compile(HostBatch(self._signature, args, kwargs))
+        if executable.rng_state is not None:
+            self._random.state = executable.rng_state
+
+    # Questions --------------------------------------------------------------------------------
+
+    def getTensorNames(self) -> List[str]:
+        """Names of the compiled program's tensors: weights by their names, results as `function:count`."""
+        program = self.program
+        return [*program.tape.weights, *program.tape.names]
+
+    def getAnchoredTensor(self, short_name: str) -> Tensor:
+        """The tensor that `Options.anchorTensor` named, of the last call."""
+        self._check_compiled()
+        assert self._runner is not None
+        if short_name not in self._runner.anchored:
+            raise Error(f"No tensor is anchored as {short_name!r}, or the model has not run yet")
+        return self._runner.anchored[short_name]
+
+    def compilationTime(self) -> datetime.timedelta:
+        """How long compiling took."""
         if self._compilation_seconds is None:
             raise Error("The model is not compiled yet")
         return datetime.timedelta(seconds=self._compilation_seconds)
 
+    def cycleCount(self) -> int:
+        """IPU cycles of the last call: hardware counts them, and there is none."""
+        raise Error("Cycles are counted by IPU hardware only, with Options.logCycleCount(True)")
+
+    def getPerfCounters(self) -> Any:
+        return self._latency.counters()
+
+    def getHostIpuLatency(self) -> Any:
+        return self._latency.host_to_ipu()
+
+    def getComputeLatency(self) -> Any:
+        return self._latency.compute()
+
+    def getIpuHostLatency(self) -> Any:
+        return self._latency.ipu_to_host()
+
+    def getLatency(self) -> Any:
+        return self._latency.whole()
+
     def __getattr__(self, name: str) -> Any:
         # Whatever is not the executor's is the wrapped module's.
-        if name.startswith("_") or "_model" not in self.__dict__:
+        if name.startswith("__") or "_user_model" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self._model, name)
+        return getattr(self._user_model, name)
 
 
 def _trainer_of(model: nn.Module) -> Optional[PoplarExecutor]:
@@ -382,9 +437,47 @@ def trainingModel(
     model: nn.Module, options: Optional[Options] = None, optimizer: Optional[torch.optim.Optimizer] = None
 ) -> PoplarExecutor:
     """`poptorch.trainingModel`."""
-    return PoplarExecutor(model, options, training=True, optimizer=optimizer)
+    return PoplarExecutor(model, options, True, POPTORCH_VERSION, optimizer)
 
 
 def inferenceModel(model: Any, options: Optional[Options] = None) -> PoplarExecutor:
     """`poptorch.inferenceModel`; a training executor may stand for its module (rule 8.1)."""
-    return PoplarExecutor(model.model if isinstance(model, PoplarExecutor) else model, options, training=False)
+    wrapped = model.model if isinstance(model, PoplarExecutor) else model
+    return PoplarExecutor(wrapped, options, False, POPTORCH_VERSION)
+
+
+def load(filename: str, edit_opts_fn: Optional[Callable[[Options], None]] = None) -> PoplarExecutor:
+    """`poptorch.load`: an executor from a file that `save` or `compileAndExport` wrote, with its model."""
+    executable = read_executable(filename)
+    if executable.model is None:
+        raise Error(f"{filename} holds no model: make an executor with the model and call its loadExecutable()")
+    options = executable.options.clone()
+    options.connectionType(ConnectionType.Always)
+    options.deleteIfExists("ipu_version")
+    if edit_opts_fn is not None:
+        edit_opts_fn(options)
+    executor = PoplarExecutor(executable.model, options, executable.training, POPTORCH_VERSION, executable.optimizer)
+    executor._take(executable)
+    return executor
+
+
+class _Hook:
+    """What registering a hook returns: `remove()` takes it off."""
+
+    def __init__(self, hooks: List[Callable[[], None]], hook: Callable[[], None]) -> None:
+        self._hooks, self._hook = hooks, hook
+        hooks.append(hook)
+
+    def remove(self) -> None:
+        if self._hook in self._hooks:
+            self._hooks.remove(self._hook)
+
+
+def registerPreCompileHook(hook: Callable[[], None]) -> _Hook:
+    """`poptorch.registerPreCompileHook`: call a function before every compilation."""
+    return _Hook(_hooks["before"], hook)
+
+
+def registerPostCompileHook(hook: Callable[[], None]) -> _Hook:
+    """`poptorch.registerPostCompileHook`: call a function after every compilation."""
+    return _Hook(_hooks["after"], hook)

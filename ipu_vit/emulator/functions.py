@@ -1,65 +1,181 @@
 """PyTorch functions that behave otherwise on the device than on a CPU.
 
-`DeviceFunctions` is active while a model's forward is traced or run. It reports loss functions,
-turns GELU into its tanh form, and draws dropout masks from the device's random numbers.
+While a model's forward is traced, calls of the functions in `Replacements` get the device's
+behaviour: losses are reported, GELU takes its tanh form, dropout draws from the device's random
+numbers, and what would look at a tensor's data is refused.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Set, Tuple
+import math
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ipu_vit.emulator import device
+from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.random import DeviceRandom
+from ipu_vit.emulator.tape import is_fake, opaque
 
 # Functions that PopTorch recognises as losses: each carries an implicit identity_loss (rule 2.1).
-_LOSSES: Set[Callable[..., Tensor]] = {
-    F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits, F.kl_div, F.ctc_loss, F.poisson_nll_loss, F.hinge_embedding_loss,
-    F.margin_ranking_loss, F.soft_margin_loss, F.triplet_margin_loss, F.cosine_embedding_loss,
-    F.multilabel_soft_margin_loss,
-}  # fmt: skip
-# Losses by class index: PyTorch's CPU operators insist on int64 indices, the device has int32.
-_INDEXED_LOSSES = {F.cross_entropy, F.nll_loss}
+_LOSSES = (
+    F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
+    F.kl_div, F.ctc_loss, F.poisson_nll_loss, F.hinge_embedding_loss, F.margin_ranking_loss, F.soft_margin_loss,
+    F.triplet_margin_loss, F.cosine_embedding_loss, F.multilabel_soft_margin_loss,
+)  # fmt: skip
+_DEVICE = torch.device("ipu:0")
 
 
-class DeviceFunctions(TorchFunctionMode):
-    """While on, calls of the functions above get the device's behaviour."""
+def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
+    """What the device does instead of these functions."""
+    dropout = opaque(random.dropout)
+    table: Dict[Any, Callable[..., Any]] = {
+        F.gelu: _tanh_gelu,
+        F.dropout: dropout,
+        torch.dropout: lambda input, p, train: dropout(input, p, train),
+        F.scaled_dot_product_attention: _attention,
+        F.cross_entropy: _cross_entropy,
+        Tensor.double: lambda input: input.float(),  # the device has no float64 (rule 6.7)
+        Tensor.device.__get__: lambda input: _DEVICE if _is_on_device(input) else torch.device("cpu"),  # type: ignore[attr-defined]
+        Tensor.__iter__: _iterate,
+        Tensor.__repr__: lambda input, **_: "<unavailable>" if _is_on_device(input) else "tensor(...)",
+        Tensor.__format__: lambda input, specification: "<unavailable>" if _is_on_device(input) else "tensor(...)",
+        Tensor.tolist: _refusing(Tensor.tolist, "aten::item is only supported in eager mode", "tolist()"),
+        Tensor.numpy: _refusing(Tensor.numpy, "Illegal move to CPU", "numpy()"),
+        Tensor.__array__: _refusing(Tensor.__array__, "Illegal move to CPU", "a NumPy function"),
+        Tensor.cpu: _refusing(Tensor.cpu, "Illegal move to CPU", "cpu()"),
+        Tensor.to: _to,
+    }
+    table.update({loss: _reporting(loss) for loss in _LOSSES})
+    return table
 
-    def __init__(self, random: DeviceRandom) -> None:
-        super().__init__()
-        self._special: Dict[Any, Callable[..., Any]] = {
-            F.gelu: _tanh_gelu,
-            F.dropout: random.dropout,
-            torch.dropout: lambda input, p, train: random.dropout(input, p, train),
-        }
-        for loss in _LOSSES:
-            self._special[loss] = _reporting(loss)
 
-    def __torch_function__(self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        special = self._special.get(func)
-        if special is not None:
-            return special(*args, **(kwargs or {}))
-        return func(*args, **kwargs) if kwargs else func(*args)
+def on_device_types(value: Any, function: Any, name: Optional[str] = None) -> Any:
+    """An argument as the device takes it: float32 for float64, and "ipu" meaning the emulated one."""
+    if value is torch.float64:
+        return torch.float32
+    if isinstance(value, torch.device) and value.type == "ipu":
+        return torch.device("cpu")
+    if isinstance(value, str) and value.split(":")[0] == "ipu" and (name == "device" or function is Tensor.to):
+        return "cpu"
+    return value
 
 
+def _is_on_device(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and is_fake(tensor) and getattr(tensor, "constant", None) is None
+
+
+@opaque
 def _tanh_gelu(input: Tensor, approximate: str = "none") -> Tensor:
     # Both forms lower to the same device operator (rule 6.9).
     return F.gelu(input, approximate="tanh")
 
 
-def _reporting(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if loss in _INDEXED_LOSSES and not target.dtype.is_floating_point:
-            target = target.long()
-        result = loss(input, target, *args, **kwargs)
-        context = device.active()
-        if context is not None:
-            context.on_loss(result)
-        return result
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Optional[Tensor] = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: Optional[float] = None,
+) -> Tensor:
+    """Attention as PyTorch 2.0 takes it apart when there is no fused kernel."""
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        rows, columns = scores.shape[-2:]
+        later = torch.triu(torch.ones(rows, columns, dtype=torch.float32, device=query.device), diagonal=1)
+        scores = scores.masked_fill(later > 0, float("-inf"))
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return F.dropout(scores.softmax(-1), dropout_p) @ value
+
+
+def _iterate(input: Tensor) -> Iterator[Tensor]:
+    return iter(torch.unbind(input))
+
+
+def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    for value in (*args, kwargs.get("device")):
+        if str(value) == "cpu" and isinstance(value, (str, torch.device)) and _is_on_device(input):
+            raise Error('Illegal move to CPU: forward runs on the device; take .to("cpu") out of it')
+    args = tuple(on_device_types(value, Tensor.to) for value in args)
+    kwargs = {name: on_device_types(value, Tensor.to, name) for name, value in kwargs.items()}
+    result: Tensor = _moved(input, *args, **kwargs)
+    return result
+
+
+@opaque
+def _moved(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return input.to(*args, **kwargs)
+
+
+def _refusing(function: Callable[..., Any], why: str, what: str) -> Callable[..., Any]:
+    def call(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if _is_on_device(input):
+            raise Error(f"{why}: forward must not look at a tensor's values, as {what} does")
+        return function(input, *args, **kwargs)
 
     return call
+
+
+# Losses -----------------------------------------------------------------------------------------
+
+
+def _report(loss: Tensor) -> Tensor:
+    context = device.active()
+    if context is not None:
+        context.on_loss(loss)
+    return loss
+
+
+def _reporting(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    compute = opaque(_with_long_indices(loss) if loss is F.nll_loss else loss)
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        return _report(compute(*args, **kwargs))
+
+    return call
+
+
+def _with_long_indices(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss by class index; PyTorch's CPU operators insist on int64 indices, the device has int32."""
+
+    def call(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return loss(input, target.long(), *args, **kwargs)
+
+    call.__name__ = loss.__name__
+    return call
+
+
+_class_cross_entropy = _reporting(_with_long_indices(F.cross_entropy))
+
+
+def _cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
+    given: Dict[str, Any] = {**dict(zip(names, args)), **kwargs}
+    smoothing = given.get("label_smoothing", 0.0)
+    if target.dtype.is_floating_point:
+        # Class probabilities: PyTorch takes it apart, and no loss operator is left (rule 2.4).
+        terms = -(F.log_softmax(input, 1) * (target * (1 - smoothing) + smoothing / input.shape[1])).sum(1)
+        return _reduced(terms, given.get("reduction", "mean"))
+    if not smoothing:
+        return _class_cross_entropy(input, target, *args, **kwargs)
+    reduction = given.get("reduction", "mean")
+    if reduction == "mean":
+        raise Error(
+            "cross_entropy with label_smoothing and reduction 'mean' needs masked_select, which a device cannot have: "
+            "write the smoothing out and wrap its result in poptorch.identity_loss"
+        )
+    # What follows the loss operator is computed, but not differentiated (rule 2.3).
+    logs = F.log_softmax(input, 1)
+    nll = F.nll_loss(logs, target, reduction=reduction)
+    smooth = _reduced(-logs.sum(1), reduction)
+    return (1 - smoothing) * nll + smoothing / input.shape[1] * smooth
+
+
+def _reduced(terms: Tensor, reduction: str) -> Tensor:
+    reductions: Dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "sum": torch.sum}
+    return reductions[reduction](terms) if reduction in reductions else terms

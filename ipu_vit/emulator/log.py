@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Union
+from typing import Set, Union
 
 logger = logging.getLogger("poptorch")
 
@@ -29,6 +29,16 @@ def setLogLevel(level: Union[str, int]) -> None:
     if name not in _BY_NAME:
         raise ValueError(f"Invalid log level {level!r}: use one of {', '.join(_BY_NAME)} or {sorted(_BY_NUMBER)}")
     logger.setLevel(_BY_NAME[name])
+
+
+def log_once(message: str) -> None:
+    """Warn of something the first time only."""
+    if message not in _said:
+        _said.add(message)
+        logger.warning(message)
+
+
+_said: Set[str] = set()
 
 
 def _configure() -> None:

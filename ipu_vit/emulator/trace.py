@@ -1,105 +1,67 @@
-"""The trace: a model's forward run once on fake tensors, recorded operator by operator.
+"""The trace: a model's forward run once on fake tensors, recorded and checked.
 
 PopTorch traces a model when it is compiled. So does the emulator: tensors without data flow through
-the user's Python, every operator is noted under the pipeline stage that is active, and what cannot
-be traced fails here. The record, a `Program`, says what runs on which IPU; the executor checks it
-against the options, and tools may read it (`executor.program`).
+the user's Python; a `Recorder` notes the torch functions for replay, and below it a `Tracer` notes
+every operator under the pipeline stage that is active. What cannot be traced fails here.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
-from ipu_vit.emulator import device
+from ipu_vit.emulator import device, handlers
 from ipu_vit.emulator.errors import Error
+from ipu_vit.emulator.log import logger
+from ipu_vit.emulator.program import Program, StageRecord
 from ipu_vit.emulator.stages import Placement, Strategy
+from ipu_vit.emulator.structure import flatten
+from ipu_vit.emulator.tape import Recorder, is_opaque
+from ipu_vit.emulator.user_code import current_line, line_of
 
 # Operators that neither compute nor move data on a device.
-_FREE = {"detach", "alias", "view", "t", "transpose", "expand", "unsqueeze", "squeeze", "_unsafe_view", "lift_fresh"}
+_FREE = {
+    "detach", "alias", "view", "t", "transpose", "expand", "unsqueeze", "squeeze", "_unsafe_view", "lift_fresh",
+    "permute", "select", "split", "unbind", "slice", "_reshape_alias", "as_strided",
+}  # fmt: skip
 
 
-@dataclass
-class StageRecord:
-    """What one pipeline stage does for one micro batch, forward."""
+class _Origin(NamedTuple):
+    """What is known of a tensor that the trace has met."""
 
-    stage: int
+    tensor: Tensor  # kept, so that its id stays its own
     ipu: int
-    blocks: List[str] = field(default_factory=list)
-    #: operators, in order, by aten name
-    operators: List[str] = field(default_factory=list)
-    #: multiply-adds of matrix products and convolutions
-    multiply_adds: int = 0
-    #: names of the parameters first used here
-    parameters: List[str] = field(default_factory=list)
-    parameter_bytes: int = 0
-    #: bytes of everything that operators produced
-    activation_bytes: int = 0
-    #: bytes of tensors marked by `recomputationCheckpoint`
-    checkpoint_bytes: int = 0
-    #: bytes that arrive from other IPUs
-    received_bytes: int = 0
-
-
-@dataclass
-class Program:
-    """The record of one trace."""
-
-    stages: List[StageRecord] = field(default_factory=list)
-    #: how often the active IPU changed, plus one (rule 5.8)
-    forward_stages: int = 1
-    uses_half: bool = False
-    #: losses met, in order of their calls, and which of them is differentiated
-    losses: int = 0
-    final_losses: List[int] = field(default_factory=list)
-    #: names of the parameters that the loss depends on
-    trained: List[str] = field(default_factory=list)
-
-    @property
-    def ipus(self) -> int:
-        """IPUs that one replica takes (rule 5.5)."""
-        used = {stage.ipu for stage in self.stages}
-        return max(max(used, default=0) + 1, len(used))
-
-    @property
-    def loss_index(self) -> int:
-        """Which loss call is differentiated; Error unless there is exactly one (rule 2.1)."""
-        if not self.final_losses:
-            raise Error(
-                "Couldn't find a loss in graph: return a loss made by a PyTorch loss function, or wrap the value to "
-                "minimise in poptorch.identity_loss"
-            )
-        if len(self.final_losses) > 1:
-            raise Error(
-                "Multiple independent losses found in graph: combine them and wrap the result in poptorch.identity_loss"
-            )
-        return self.final_losses[0]
+    #: the losses that it depends on
+    losses: FrozenSet[int]
+    #: the operator that made it from a loss, and where
+    after_loss: str = ""
 
 
 class Tracer(TorchDispatchMode, device.Context):
     """Records every operator that runs while it is active."""
 
-    def __init__(self, strategy: Strategy, parameters: Dict[int, str]) -> None:
+    def __init__(self, strategy: Strategy, parameters: Dict[int, str], recorder: Recorder, training: bool) -> None:
         super().__init__()
         self.program = Program()
+        self.training = training
         self.unnamed_blocks = 0
+        self.losses: List[Tensor] = []
         self._strategy = strategy
         self._parameters = parameters
+        self._recorder = recorder
         self._home: Dict[str, int] = {}
         self._placement: Optional[Placement] = Placement("", 0, 0)
         self._last_ipu = 0
         self._records: Dict[int, StageRecord] = {}
-        self._losses: List[Tensor] = []
-        # Per tensor: the tensor itself (so that its id stays its own), the IPU it is on, and which
-        # losses it depends on.
-        self._seen: Dict[int, Tuple[Tensor, int, FrozenSet[int]]] = {}
+        self._seen: Dict[int, _Origin] = {}
+        # Operators that a device cannot run, with the line that calls them.
+        self._unsupported: Dict[str, str] = {}
 
     # Blocks -----------------------------------------------------------------------------------
 
@@ -126,18 +88,19 @@ class Tracer(TorchDispatchMode, device.Context):
     def on_loss(self, loss: Tensor) -> None:
         index = self.program.losses
         self.program.losses += 1
-        self._losses.append(loss)
-        _, ipu, absorbed = self._seen.get(id(loss), (loss, self._last_ipu, frozenset()))
+        self.losses.append(loss)
+        origin = self._seen.get(id(loss))
+        absorbed = origin.losses if origin is not None else frozenset()
         # A loss that feeds this one is an ordinary reduction (rule 2.2).
         self.program.final_losses = [other for other in self.program.final_losses if other not in absorbed] + [index]
-        self._seen[id(loss)] = (loss, ipu, frozenset([index]))
+        self._seen[id(loss)] = _Origin(loss, self._last_ipu if origin is None else origin.ipu, frozenset([index]))
 
     def trace_backward(self, fake: FakeTensorMode, weights: List[Tensor]) -> None:
         """Note which of these fake weights the loss has gradients for."""
-        loss = self._losses[self.program.loss_index]
+        loss = self.losses[self.program.loss_index]
         if loss.requires_grad:
             with fake:
-                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+                gradients = torch.autograd.grad(loss, weights, torch.ones_like(loss), allow_unused=True)
             for weight, gradient in zip(weights, gradients):
                 if gradient is not None:
                     self.program.trained.append(self._parameters[id(weight)])
@@ -149,10 +112,11 @@ class Tracer(TorchDispatchMode, device.Context):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         namespace, name = func._schema.name.split("::")
         if namespace == "prim":  # questions about a tensor, not operators
-            return result
+            return func(*args, **kwargs)
+        self._check_support(func, f"{namespace}::{name}", args, kwargs)
+        result = func(*args, **kwargs)
         inputs = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
         outputs = [item for item in tree_flatten(result)[0] if isinstance(item, Tensor)]
         record = self._record()
@@ -160,21 +124,37 @@ class Tracer(TorchDispatchMode, device.Context):
             record.operators.append(name)
             record.activation_bytes += sum(map(_bytes, outputs))
         record.multiply_adds += _multiply_adds(name, inputs, outputs)
-        losses: FrozenSet[int] = frozenset()
-        for tensor in inputs:
-            losses |= self._use(tensor, record)
-            self.program.uses_half |= tensor.dtype == torch.float16
+        origins = [origin for origin in (self._use(tensor, record) for tensor in inputs) if origin is not None]
+        losses = frozenset().union(*(origin.losses for origin in origins)) if origins else frozenset()
+        after = next((origin.after_loss for origin in origins if origin.after_loss), "")
+        if losses and name not in _FREE:
+            after = f"{name} ({current_line()})"
         for tensor in outputs:
-            self.program.uses_half |= tensor.dtype == torch.float16
-            self._seen[id(tensor)] = (tensor, record.ipu, losses)
+            if tensor.numel() == 0:
+                raise Error(
+                    f"{namespace}::{name} makes a zero-sized tensor of shape {tuple(tensor.shape)}, which a device "
+                    f"cannot have ({current_line()})"
+                )
+            self._seen[id(tensor)] = _Origin(tensor, record.ipu, losses, after)
+        self.program.uses_half |= any(tensor.dtype == torch.float16 for tensor in (*inputs, *outputs))
         return result
+
+    def _check_support(self, func: Any, name: str, args: Any, kwargs: Any) -> None:
+        calling = self._recorder.calling
+        if calling is None or is_opaque(calling):
+            return
+        refused = handlers.restriction(func, args, kwargs)
+        if refused is not None:
+            raise Error(f"{name}: {refused} ({current_line()})")
+        if not handlers.is_handled(getattr(calling, "__name__", "")) and not handlers.is_handled(name.split("::")[1]):
+            self._unsupported.setdefault(name, current_line())
 
     def _record(self) -> StageRecord:
         placement = self._placement
         if placement is None:
             raise Error(
                 "No active Block: an operator ran after a poptorch.Block ended and before another began; put it in a "
-                "block, or use BeginBlock"
+                f"block, or use BeginBlock ({current_line()})"
             )
         if placement.stage not in self._records:
             self._records[placement.stage] = StageRecord(placement.stage, placement.ipu)
@@ -184,59 +164,78 @@ class Tracer(TorchDispatchMode, device.Context):
             record.blocks.append(placement.block)
         return record
 
-    def _use(self, tensor: Tensor, record: StageRecord) -> FrozenSet[int]:
+    def _use(self, tensor: Tensor, record: StageRecord) -> Optional[_Origin]:
+        """Note that a stage uses a tensor."""
         name = self._parameters.get(id(tensor))
         if name is not None:
             self._use_parameter(name, tensor, record)
-            return frozenset()
-        if id(tensor) not in self._seen:
-            return frozenset()
-        _, ipu, losses = self._seen[id(tensor)]
-        if ipu != record.ipu:
+            return None
+        origin = self._seen.get(id(tensor))
+        if origin is not None and origin.ipu != record.ipu:
             record.received_bytes += _bytes(tensor)
-            self._seen[id(tensor)] = (tensor, record.ipu, losses)
-        return losses
+            self._seen[id(tensor)] = origin._replace(ipu=record.ipu)
+        return origin
 
     def _use_parameter(self, name: str, tensor: Tensor, record: StageRecord) -> None:
         home = self._home.setdefault(name, record.ipu)
         if home != record.ipu:
             raise Error(
                 f"Parameter {name} is used on IPU {home} and on IPU {record.ipu}: a weight lives on one IPU; put all "
-                "layers that share it there"
+                f"layers that share it there ({current_line()})"
             )
         if name not in record.parameters:
             record.parameters.append(name)
             record.parameter_bytes += _bytes(tensor)
 
+    # The end ----------------------------------------------------------------------------------
+
+    def check(self, result: Any) -> None:
+        """Raise Error for what only shows once all of forward has run; warn of what is easily overlooked."""
+        if self._unsupported:
+            found = "; ".join(f"{name} at {line}" for name, line in self._unsupported.items())
+            raise Error(f"Unsupported ops found in compiled model: {found}. PopTorch has no lowering for them")
+        if not self.training:
+            return
+        final = self.program.loss_index
+        for leaf in flatten(result)[0]:
+            origin = self._seen.get(id(leaf))
+            if origin is not None and origin.after_loss and final in origin.losses:
+                logger.warning(
+                    "The loss goes through %s after its loss operator: gradients start at the loss operator, so this "
+                    "arithmetic has no part in them; wrap the last value in poptorch.identity_loss(value, 'none')",
+                    origin.after_loss,
+                )
+
 
 @contextmanager
-def tracing(strategy: Strategy, parameters: Dict[int, str], fake: FakeTensorMode) -> Iterator[Tracer]:
-    """Trace what runs inside; `parameters` names the fake parameters by id."""
+def tracing(tracer: Tracer, recorder: Recorder, strategy: Strategy, fake: FakeTensorMode) -> Iterator[None]:
+    """Trace what runs inside."""
     strategy.onStartTracing()
-    tracer = Tracer(strategy, parameters)
     try:
-        with device.context(tracer), fake, tracer:
-            yield tracer
+        with device.context(tracer), fake, tracer, recorder:
+            yield
     except DataDependentOutputException as error:
         raise Error(
-            f"{error.func} is only supported in eager mode: forward must not look at a tensor's value, as .item(), "
-            "bool(tensor) and .tolist() do"
+            f"{_item(error)} is only supported in eager mode: forward must not look at a tensor's value, as .item(), "
+            f"bool(tensor) and .tolist() do ({line_of(error.__traceback__)})"
         ) from error
     except DynamicOutputShapeException as error:
-        raise Error(f"{error.func} makes a tensor whose shape depends on data, which a device cannot have") from error
+        raise Error(
+            f"{error.func} makes a tensor whose shape depends on data, which a device cannot have ({line_of(error.__traceback__)})"
+        ) from error
     finally:
         strategy.onEndTracing()
-
-
-def fakes_of(structure: Any, fake: FakeTensorMode) -> Any:
-    """The same structure with each tensor replaced by one that has no data."""
-    return tree_map(lambda item: fake.from_tensor(item) if isinstance(item, Tensor) else item, structure)
 
 
 def active() -> Optional[Tracer]:
     """The trace that is on in this thread, if any."""
     context = device.active()
     return context if isinstance(context, Tracer) else None
+
+
+def _item(error: DataDependentOutputException) -> str:
+    name = error.func._schema.name
+    return "aten::item" if name == "aten::_local_scalar_dense" else name
 
 
 def _bytes(tensor: Tensor) -> int:

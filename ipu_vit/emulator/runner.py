@@ -1,0 +1,153 @@
+"""Running a compiled model: host batches cut into micro batches, forward, backward, weight updates.
+
+A pipeline's stages hold different micro batches at a time but compute the same numbers as one micro
+batch after the other, so that is what a run does; and replicas take turns.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ipu_vit.emulator.arithmetic import Arithmetic
+from ipu_vit.emulator.batches import HostBatch, Layout, Outputs
+from ipu_vit.emulator.enums import OutputMode
+from ipu_vit.emulator.options import Options
+from ipu_vit.emulator.program import Program
+from ipu_vit.emulator.random import BitStream, DeviceRandom
+from ipu_vit.emulator.tape import Slot
+from ipu_vit.emulator.update import Accumulators, WeightUpdate
+from ipu_vit.emulator.weights import DeviceWeights
+
+# Called after every micro batch with (done, of one host call); see `observe_micro_batches`.
+_observers: List[Callable[[int, int], None]] = []
+
+
+@contextmanager
+def observe_micro_batches(observer: Callable[[int, int], None]) -> Iterator[None]:
+    """Call `observer(done, total)` after every micro batch, for progress inside a long call."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+class SharedUpdate(NamedTuple):
+    """The update of the weights that some replicas share."""
+
+    replicas: Tuple[int, ...]
+    update: WeightUpdate
+
+
+class Anchor(NamedTuple):
+    """A tensor of the model's inside that the host wants to see."""
+
+    slot: int
+    mode: OutputMode
+    period: int
+
+
+class MicroBatchTimes(NamedTuple):
+    """When a micro batch came and went, in seconds of one clock."""
+
+    started: float
+    computed: float
+    finished: float
+
+
+class Runner:
+    """A program with its weights, options and random numbers, ready for host batches."""
+
+    def __init__(
+        self,
+        program: Program,
+        options: Options,
+        layout: Layout,
+        weights: DeviceWeights,
+        random: DeviceRandom,
+        updates: Sequence[SharedUpdate],
+        anchors: Dict[str, Anchor],
+    ) -> None:
+        self.updates = list(updates)
+        self.anchored: Dict[str, Tensor] = {}
+        self.times: List[MicroBatchTimes] = []
+        self._arithmetic = Arithmetic(program.uses_half)
+        self._tape = self._arithmetic.tape(program.tape)
+        #: how many tensors a micro batch returns
+        self.outputs = sum(isinstance(leaf, Slot) for leaf in program.tape.results)
+        self._trained = program.trained
+        self._options = options
+        self._layout = layout
+        self._weights = weights
+        self._random = random
+        self._anchors = anchors
+
+    def __call__(self, batch: HostBatch) -> Any:
+        """Run one host batch and return what forward returned, for the micro batches the output mode keeps."""
+        mode, period = OutputMode(self._options.output_mode), self._options.output_return_period
+        outputs = Outputs(mode, period, self._layout)
+        anchored = {name: Outputs(anchor.mode, anchor.period, self._layout) for name, anchor in self._anchors.items()}
+        self.times = []
+        with torch.set_grad_enabled(bool(self.updates)):
+            for iteration in range(self._layout.device_iterations):
+                self._run_iteration(batch, iteration, outputs, anchored)
+        self.anchored = {name: kept.gather()[0] for name, kept in anchored.items()}
+        return self._tape.structure.build(outputs.gather())
+
+    def _run_iteration(self, batch: HostBatch, iteration: int, outputs: Outputs, anchored: Dict[str, Outputs]) -> None:
+        """One device iteration: a weight update in training, one micro batch per replica in inference."""
+        layout = self._layout
+        accumulators = [self._new_accumulators(shared) for shared in self.updates]
+        for replica in range(layout.replicas):
+            weights = self._arithmetic.weights(self._weights.replicas[replica], self._tape.written_weights)
+            for step in range(layout.accumulation):
+                started = time.perf_counter()
+                index = layout.input_index(iteration, step, replica)
+                inputs = self._arithmetic.inputs(batch.micro_batch(index, layout.micro_batches))
+                with self._arithmetic.mode(), self._random.micro_batch(replica, step):
+                    results, wanted, gradients = self._run_micro_batch(inputs, weights)
+                computed = time.perf_counter()
+                outputs.add(iteration, step, replica, results)
+                for kept, tensor in zip(anchored.values(), wanted):
+                    kept.add(iteration, step, replica, [tensor])
+                for shared, its in zip(self.updates, accumulators):
+                    if replica in shared.replicas:
+                        its[shared.replicas.index(replica)].add(gradients)
+                self.times.append(MicroBatchTimes(started, computed, time.perf_counter()))
+                self._report_progress(iteration, replica, step)
+            self._arithmetic.put_back(weights, self._weights.replicas[replica], self._tape.written_weights)
+        for shared, its in zip(self.updates, accumulators):
+            shared.update.apply(its, self._rounding_bits(layout.replicas))
+        self._random.advance(layout.accumulation)
+
+    def _run_micro_batch(
+        self, inputs: Sequence[Tensor], weights: Dict[str, Tensor]
+    ) -> Tuple[List[Any], List[Tensor], Dict[str, Tensor]]:
+        """Forward and, in training, backward: the results, and the gradients times the loss scale."""
+        results, loss, wanted = self._tape.run(inputs, weights, [anchor.slot for anchor in self._anchors.values()])
+        if not self.updates:
+            return results, wanted, {}
+        assert loss is not None
+        scale = torch.full_like(loss, self.updates[0].update.loss_scale)
+        gradients = torch.autograd.grad(loss, [weights[name] for name in self._trained], scale) if self._trained else ()
+        named = dict(zip(self._trained, gradients))
+        for shared in self.updates:
+            shared.update.observe_gradients(named)
+        return results, wanted, named
+
+    def _new_accumulators(self, shared: SharedUpdate) -> List[Accumulators]:
+        return [shared.update.new_accumulators(self._rounding_bits(replica)) for replica in shared.replicas]
+
+    def _rounding_bits(self, stream: int) -> Optional[BitStream]:
+        return self._random.rounding(stream) if self._options.Precision.enable_stochastic_rounding else None
+
+    def _report_progress(self, iteration: int, replica: int, step: int) -> None:
+        layout = self._layout
+        done = (iteration * layout.replicas + replica) * layout.accumulation + step + 1
+        for observer in _observers:
+            observer(done, layout.device_iterations * layout.replicas * layout.accumulation)

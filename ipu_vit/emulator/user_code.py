@@ -1,0 +1,40 @@
+"""Where in the user's program something happens, for messages."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from pathlib import Path
+from types import CodeType, TracebackType
+from typing import Optional, Tuple
+
+import torch
+
+_NOT_THE_USERS: Tuple[str, ...] = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+
+
+def current_line() -> str:
+    """File, line and text of the innermost line of the user's that is running."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not _is_the_users(frame.f_code):
+        frame = frame.f_back
+    return _describe(frame.f_code, frame.f_lineno)
+
+
+def line_of(traceback: Optional[TracebackType]) -> str:
+    """The same of a traceback."""
+    place = ""
+    while traceback is not None:
+        if _is_the_users(traceback.tb_frame.f_code):
+            place = _describe(traceback.tb_frame.f_code, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return place
+
+
+def _is_the_users(code: CodeType) -> bool:
+    return not code.co_filename.startswith(_NOT_THE_USERS)
+
+
+def _describe(code: CodeType, line: int) -> str:
+    text = linecache.getline(code.co_filename, line).strip()
+    return f"{code.co_filename}:{line}" + (f": {text}" if text else "")

@@ -1,0 +1,3 @@
+"""The version of PopTorch whose behaviour is emulated."""
+
+POPTORCH_VERSION = "3.4.0"
