@@ -30,7 +30,7 @@ class Device:
         """Have `observer(done, total)` called inside a host call, where the device can tell."""
         if self.kind != "cpu":
             return contextlib.nullcontext()
-        from ipu_vit.emulator.executor import observe_micro_batches
+        from ipu_vit.emulator.runner import observe_micro_batches
 
         return observe_micro_batches(observer)
 

@@ -57,14 +57,8 @@ class Arithmetic:
         """A replica's weights in this arithmetic, for one weight update; statistics keep their precision."""
         if not self._fast:
             return weights
-        return {
-            name: tensor
-            if tensor.dtype != torch.float16
-            else tensor.detach()
-            .to(torch.float32 if name in written else torch.bfloat16)
-            .requires_grad_(tensor.requires_grad)
-            for name, tensor in weights.items()
-        }
+        types = {name: torch.float32 if name in written else torch.bfloat16 for name in weights}
+        return {name: _retyped(tensor, types[name]) for name, tensor in weights.items()}
 
     def put_back(self, used: Dict[str, Tensor], weights: Dict[str, Tensor], written: Sequence[str]) -> None:
         """Copy what forward wrote into the weights of this arithmetic back to the replica's."""
@@ -75,6 +69,12 @@ class Arithmetic:
 
 def _fast(tensor: Tensor) -> Tensor:
     return tensor.bfloat16() if tensor.dtype == torch.float16 else tensor
+
+
+def _retyped(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if weight.dtype != torch.float16:
+        return weight
+    return weight.detach().to(dtype).requires_grad_(weight.requires_grad)
 
 
 def _fast_entry(entry: Entry) -> Entry:

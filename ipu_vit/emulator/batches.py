@@ -36,9 +36,7 @@ class HostBatch:
     @property
     def signature(self) -> List[Any]:
         """What must stay the same from call to call (rule 1.10)."""
-        return [
-            _TensorKind(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves
-        ]
+        return [_TensorKind.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
 
     def following(self, args: Sequence[Any], kwargs: Dict[str, Any]) -> HostBatch:
         """The batch of a later call; Error when it does not fit this one, which was compiled."""
@@ -80,6 +78,10 @@ class _TensorKind(NamedTuple):
     shape: Tuple[int, ...]
     dtype: torch.dtype
 
+    @staticmethod
+    def of(tensor: Tensor) -> _TensorKind:
+        return _TensorKind(tuple(tensor.shape), tensor.dtype)
+
     def __repr__(self) -> str:
         return f"a tensor of shape {self.shape} and type {self.dtype}"
 
@@ -87,9 +89,7 @@ class _TensorKind(NamedTuple):
 def _as_input(tensor: Tensor) -> Tensor:
     """A tensor as it arrives on the device (rules 1.12, 1.13, 6.7)."""
     if tensor.dtype not in _INPUT_TYPES:
-        raise Error(
-            f"A tensor of type {tensor.dtype} cannot be an input: convert it to float32, float16 or int32 first"
-        )
+        raise Error(f"A tensor of type {tensor.dtype} cannot be an input: convert it to float32 or int32 first")
     if tensor.numel() == 0:
         raise Error(f"An input is a zero-sized tensor of shape {tuple(tensor.shape)}, which a device cannot have")
     if tensor.requires_grad:

@@ -189,8 +189,8 @@ class PoplarExecutor:
         written = sorted(set(program.tape.assigned_weights).intersection(self._weights.buffers))
         if shared and written:
             raise Error(
-                f"forward changes buffer {written[0]} in place, and {self._layout.replicas} replicas would share it: call "
-                "broadcastBuffers(False) so that each has its own"
+                f"forward changes buffer {written[0]} in place, and {self._layout.replicas} replicas would share it: "
+                "call broadcastBuffers(False) so that each has its own"
             )
 
     def _make_updates(self, program: Program) -> List[SharedUpdate]:
@@ -372,9 +372,7 @@ class PoplarExecutor:
     def _take(self, executable: Executable) -> None:
         if executable.training != self._training:
             kinds = {True: "training", False: "inference"}
-            raise Error(
-                f"The executable is for {kinds[executable.training]}, this executor for {kinds[self._training]}"
-            )
+            raise Error(f"The executable is for {kinds[executable.training]}, not for {kinds[self._training]}")
         args, kwargs = executable.example
         self._compile(HostBatch(self._signature, args, kwargs))
         if executable.rng_state is not None:

@@ -80,7 +80,7 @@ def unwatch(tensor: Tensor) -> None:
     if isinstance(tensor, _Watched):
         tensor.__dict__.pop(_WATCHER, None)
         tensor.__dict__.pop(_GROUPING, None)
-        tensor.__class__ = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
+        tensor.__class__ = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor  # type: ignore[assignment]
 
 
 def grouping_of(tensor: Tensor) -> Optional[ReplicaGrouping]:

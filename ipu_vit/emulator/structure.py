@@ -67,4 +67,5 @@ def _build(structure: Structure, leaves: Iterator[Any]) -> Any:
     if issubclass(kind, dict):
         pairs = dict(zip(structure.keys, items))
         return pairs if kind is dict else kind(**pairs) if dataclasses.is_dataclass(kind) else kind(pairs)
-    return kind(*items) if hasattr(kind, "_fields") else kind(items)
+    make: Any = kind
+    return make(*items) if hasattr(kind, "_fields") else make(items)

@@ -74,13 +74,12 @@ class Entry:
             kwargs = {name: _fill(value, tensors) for name, value in self.kwargs.items()}
         result = self.function(*args, **kwargs) if kwargs else self.function(*args)
         if self.structure is LEAF:
-            slot = self.results[0]
-            if slot is not None:
-                tensors[slot] = result
+            if self.results[0] is not None:
+                tensors[self.results[0]] = result
         else:
-            for slot, leaf in zip(self.results, flatten(result)[0]):
-                if slot is not None:
-                    tensors[slot] = leaf
+            for target, leaf in zip(self.results, flatten(result)[0]):
+                if target is not None:
+                    tensors[target] = leaf
         for slot in self.spent:
             tensors[slot] = None
 
@@ -276,7 +275,7 @@ class Recorder(TorchFunctionMode):
 
     # The finished tape ------------------------------------------------------------------------
 
-    def finish(self, inputs: List[Tensor], result: Any, loss: Optional[Tensor]) -> Tape:
+    def finish(self, inputs: Sequence[Tensor], result: Any, loss: Optional[Tensor]) -> Tape:
         """The tape of a forward that was given these inputs and returned this result."""
         leaves, structure = flatten(result)
         results = [Slot(self.slot_of(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]

@@ -220,8 +220,9 @@ def tracing(tracer: Tracer, recorder: Recorder, strategy: Strategy, fake: FakeTe
             f"bool(tensor) and .tolist() do ({line_of(error.__traceback__)})"
         ) from error
     except DynamicOutputShapeException as error:
+        line = line_of(error.__traceback__)
         raise Error(
-            f"{error.func} makes a tensor whose shape depends on data, which a device cannot have ({line_of(error.__traceback__)})"
+            f"{error.func} makes a tensor whose shape depends on data, which a device cannot have ({line})"
         ) from error
     finally:
         strategy.onEndTracing()

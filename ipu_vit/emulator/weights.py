@@ -96,8 +96,8 @@ class DeviceWeights:
             for name, places in self._places.items():
                 if any(container.get(key) is not tensors[name] for container, key in places):
                     raise Error(
-                        f"forward assigns a new tensor to {name}: a device can only change it in place, for example with "
-                        "copy_()"
+                        f"forward assigns a new tensor to {name}: a device can only change it in place, for example "
+                        "with copy_()"
                     )
         finally:
             self._put(self._host)
@@ -118,8 +118,8 @@ class DeviceWeights:
             count = max(self._groups[name]) + 1
             if count > 1 and (host.dim() == 0 or host.shape[0] != count):
                 raise Error(
-                    f"{name} has values for {count} groups of replicas, so its first dimension must be {count}, but its "
-                    f"shape is {tuple(host.shape)}"
+                    f"{name} has values for {count} groups of replicas, so its first dimension must be {count}, but "
+                    f"its shape is {tuple(host.shape)}"
                 )
 
     def _is_grouped(self, name: str) -> bool:
