@@ -224,3 +224,7 @@ def attributes_of(optimizer: torch.optim.Optimizer, names: Dict[int, str]) -> At
         combined=getattr(optimizer, "use_combined_accum", False),
         constants=constants,
     )
+
+
+def check_supported(optimizer):
+    pass

@@ -66,6 +66,13 @@ class SGDUpdate:
             for bucket in self._buckets
         ]
 
+    @property
+    def loss_scale(self) -> float:
+        return self.attributes.loss_scaling
+
+    def observe_gradients(self, gradients: Dict[str, Tensor]) -> None:
+        pass
+
     def new_accumulators(self, bits: Optional[BitStream]) -> Accumulators:
         return Accumulators(self._buckets, self.attributes.accumulator_type, self._running, bits)
 
@@ -140,3 +147,6 @@ class SGDUpdate:
             if velocity is not None
             for name, view in bucket.split(velocity).items()
         }
+
+
+WeightUpdate = SGDUpdate
