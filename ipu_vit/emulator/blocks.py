@@ -14,14 +14,19 @@ from torch import nn
 from ipu_vit.emulator import trace
 from ipu_vit.emulator.errors import Error
 
-_HOOK = "_poptorch_begin_block"
 Layer = TypeVar("Layer")
 
 
-def _begin(user_id: Optional[str], ipu_id: Optional[int]) -> None:
+def _begin(user_id: Optional[str], ipu_id: Optional[int]) -> Optional[str]:
+    """Begin a block while a trace is on; returns its name, for unnamed ones the number they got."""
     tracer = trace.active()
-    if tracer is not None:
-        tracer.begin_block(user_id, ipu_id)
+    if tracer is None:
+        return user_id
+    if user_id is None:
+        user_id = str(tracer.unnamed_blocks)
+        tracer.unnamed_blocks += 1
+    tracer.begin_block(user_id, ipu_id)
+    return user_id
 
 
 class Block(nn.Module):
@@ -63,8 +68,22 @@ class LegacyBeginBlockFn(nn.Module):
         self._ipu_id = ipu_id
 
     def __call__(self, *input: Any, **kwargs: Any) -> Any:
-        _begin(self._user_id, self._ipu_id)
+        self._user_id = _begin(self._user_id, self._ipu_id)
         return self._layer_to_call(*input, **kwargs)
+
+
+class _BlockHook:
+    """What `BeginBlock` has a module call before its forward; models that have one can be pickled."""
+
+    def __init__(self, user_id: Optional[str], ipu_id: Optional[int]) -> None:
+        self._user_id = user_id
+        self._ipu_id = ipu_id
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        self._user_id = _begin(self._user_id, self._ipu_id)
+
+    def __repr__(self) -> str:
+        return f"BeginBlock(user_id={self._user_id}, ipu_id={self._ipu_id})"
 
 
 def BeginBlock(layer_to_call: Layer, user_id: Optional[str] = None, ipu_id: Optional[int] = None) -> Any:
@@ -73,22 +92,19 @@ def BeginBlock(layer_to_call: Layer, user_id: Optional[str] = None, ipu_id: Opti
         raise Error(f"BeginBlock takes a module or another callable, not {type(layer_to_call).__name__}")
     if not isinstance(layer_to_call, nn.Module):
         return LegacyBeginBlockFn(layer_to_call, user_id, ipu_id)
-    if hasattr(layer_to_call, _HOOK):
+    if any(isinstance(hook, _BlockHook) for hook in layer_to_call._forward_pre_hooks.values()):
         raise Error("This module has already been assigned to a block: call removeBlocks() first")
-
-    def begin(module: nn.Module, inputs: Any) -> None:
-        _begin(user_id, ipu_id)
-
-    setattr(layer_to_call, _HOOK, layer_to_call.register_forward_pre_hook(begin))
+    layer_to_call.register_forward_pre_hook(_BlockHook(user_id, ipu_id))
     return layer_to_call
 
 
 def removeBlocks(module: nn.Module) -> None:
     """`poptorch.removeBlocks`: take BeginBlock's marks off a module and everything in it."""
+    assert isinstance(module, nn.Module), f"removeBlocks takes a module, not {type(module).__name__}"
     for child in module.modules():
-        handle = child.__dict__.pop(_HOOK, None)
-        if handle is not None:
-            handle.remove()
+        for key, hook in list(child._forward_pre_hooks.items()):
+            if isinstance(hook, _BlockHook):
+                del child._forward_pre_hooks[key]
 
 
 def BlockFunction(user_id: Optional[str] = None, ipu_id: Optional[int] = None) -> Callable[..., Any]:

@@ -12,15 +12,23 @@ from typing import Iterator, Optional
 
 from torch import Tensor
 
+from ipu_vit.emulator.enums import OverlapMode
+
 
 class Context:
     """A trace or a run, as seen by the operators that report to it."""
+
+    #: whether the program that is traced will be trained
+    training: bool = False
 
     def on_loss(self, loss: Tensor) -> None:
         """A loss operator has produced this tensor."""
 
     def on_checkpoint(self, tensor: Tensor) -> None:
         """`recomputationCheckpoint` has marked this tensor."""
+
+    def on_overlap(self, mode: OverlapMode) -> None:
+        """An input or output is to travel while the device computes (rule 9.11)."""
 
 
 class _State(threading.local):

@@ -65,10 +65,7 @@ class Tracer(TorchDispatchMode, device.Context):
 
     # Blocks -----------------------------------------------------------------------------------
 
-    def begin_block(self, user_id: Optional[str], ipu_id: Optional[int]) -> None:
-        if user_id is None:
-            user_id = str(self.unnamed_blocks)
-            self.unnamed_blocks += 1
+    def begin_block(self, user_id: str, ipu_id: Optional[int]) -> None:
         placement = self._strategy.place(user_id, ipu_id)
         if self._records and placement.stage < max(self._records):
             raise Error(
