@@ -29,7 +29,7 @@ def test_training() -> None:
     assert found["random_seed"] == 9
     assert found["output_mode"] == poptorch.OutputMode.All.value
     assert found["available_memory_proportion"] == {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}
-    assert found["enable_stochastic_rounding"] is True
+    assert found["enableStochasticRounding"] is True
     assert "location_optimizer" not in found
 
 
@@ -67,7 +67,7 @@ def test_evaluation() -> None:
     found = options.toDict()
     assert (found["device_iterations"], found["replication_factor"], found["gradient_accumulation"]) == (4, 1, 1)
     assert found["output_mode"] == poptorch.OutputMode.All.value
-    assert found["enable_stochastic_rounding"] is False
+    assert found["enableStochasticRounding"] is False
     assert "accumulateOuterFragmentSettings.schedule" not in options._Popart.options
 
 

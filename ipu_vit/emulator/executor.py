@@ -148,8 +148,8 @@ class PoplarExecutor:
         self._weights.separate([name for name in program.tape.written_weights if name in self._weights.buffers])
         updates = self._make_updates(program) if self._training else []
         anchors = {
-            name: Anchor(self._slot_of_name(program, long_name), OutputMode(mode), period)
-            for name, (long_name, mode, period) in self._options.anchored_tensors.items()
+            name: Anchor(self._slot_of_name(program, long_name), mode, period)
+            for name, (long_name, mode, period) in self._options.anchors().items()
         }
         self._runner = Runner(program, self._options, self._layout, self._weights, self._random, updates, anchors)
         self._program = program

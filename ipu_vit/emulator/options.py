@@ -1,91 +1,103 @@
-"""`poptorch.Options`: what may be set, checked when it is set or when it is compiled."""
+"""`poptorch.Options`: how a model is compiled and run.
+
+Setters keep what they are given; what fits together is checked when a model is compiled (`limits`,
+`session_options`).
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
-from ipu_vit.emulator import enums
+from ipu_vit.emulator.enums import CommGroupType, ConnectionType, OutputMode, SyncPattern
+from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.option_groups import (
-    OptionsDict,
-    TensorLocationSettings,
-    _DistributedOptions,
-    _JitOptions,
-    _PopartOptions,
-    _PrecisionOptions,
-    _TensorLocationOptions,
-    _TrainingOptions,
+    DistributedOptions,
+    JitOptions,
+    PopartOptions,
+    PrecisionOptions,
+    TensorLocationOptions,
+    TrainingOptions,
 )
+from ipu_vit.emulator.options_dict import OptionsDict
 from ipu_vit.emulator.stages import PipelinedExecution, Strategy
 
-__all__ = ["ConfigFileError", "Options", "TensorLocationSettings"]
+# What `syntheticDataMode` means to PopART.
+_REAL_DATA, _RANDOM_NORMAL_DATA = 0, 2
+# Variables of Poplar that profiling sets too.
+_PROFILING = ("debug.allowOutOfMemory", "autoReport.directory", "autoReport.all")
 
 
 class ConfigFileError(Exception):
-    """`poptorch.ConfigFileError`: a file given to `Options.loadFromFile` cannot be understood."""
+    """`poptorch.ConfigFileError`: a file given to `Options.loadFromFile` is not written like Python."""
 
 
 class Options(OptionsDict):
-    """`poptorch.Options`: how a model is compiled and run."""
+    """`poptorch.Options`. Setters return the options they are called on, so that they chain (rule 9.9)."""
 
     def __init__(self) -> None:
+        self._popart = PopartOptions()
+        self._jit = JitOptions()
+        self._precision = PrecisionOptions(self._popart)
+        self._training = TrainingOptions(self._popart)
+        self._distributed = DistributedOptions()
+        self._tensor_locations = TensorLocationOptions()
+        self._strategy: Strategy = PipelinedExecution()
+        self._show_compilation_progress_bar = True
+        self._source_location_excludes = ["site-packages/torch", "site-packages/poptorch"]
+        self._relax_optimizer_checks = False
+        self._module_namescope_enabled = True
         super().__init__(
             replication_factor=1,
             input_group_size=1,
-            input_cgt=enums.CommGroupType.Consecutive,
+            input_cgt=CommGroupType.Consecutive,
             broadcast_buffers=True,
             device_iterations=1,
             log_dir=".",
             max_repeat_logs=4,
             auto_round_num_ipus=False,
             anchored_tensors={},
-            output_mode=enums.OutputMode.Default.value,
+            output_mode=OutputMode.Default.value,
             output_return_period=1,
-            connection_type=enums.ConnectionType.Always.value,
-            sync_pattern=enums.SyncPattern.Full.value,
+            connection_type=ConnectionType.Always.value,
+            sync_pattern=SyncPattern.Full.value,
             available_memory_proportion={},
         )
-        self._Popart = _PopartOptions()
-        self._precision = _PrecisionOptions(self._Popart)
-        self._training = _TrainingOptions(self._Popart)
-        self._jit = _JitOptions()
-        self._distributed = _DistributedOptions()
-        self._locations = _TensorLocationOptions()
-        self._strategy: Strategy = PipelinedExecution()
-        self._progress_bar: Union[bool, Callable[[int, int], None]] = True
-        self._source_location_excludes: List[str] = []
-        self._relax_optimizer_checks = False
-        if "POPTORCH_CACHE_DIR" in os.environ:
+        # The environment comes first, so that what the program says wins (rule 10.4).
+        if os.environ.get("POPTORCH_CACHE_DIR"):
             self.enableExecutableCaching(os.environ["POPTORCH_CACHE_DIR"])
-        if "POPTORCH_DEFAULT_OPTIONS" in os.environ:
+        if os.environ.get("POPTORCH_DEFAULT_OPTIONS"):
             self.from_json(os.environ["POPTORCH_DEFAULT_OPTIONS"])
-        self._sealed = True
 
     # Groups -----------------------------------------------------------------------------------
 
     @property
-    def Jit(self) -> _JitOptions:
+    def Jit(self) -> JitOptions:
         return self._jit
 
     @property
-    def Precision(self) -> _PrecisionOptions:
+    def Precision(self) -> PrecisionOptions:
         return self._precision
 
     @property
-    def Training(self) -> _TrainingOptions:
+    def Training(self) -> TrainingOptions:
         return self._training
 
     @property
-    def Distributed(self) -> _DistributedOptions:
+    def Distributed(self) -> DistributedOptions:
         return self._distributed
 
     @property
-    def TensorLocations(self) -> _TensorLocationOptions:
-        return self._locations
+    def TensorLocations(self) -> TensorLocationOptions:
+        return self._tensor_locations
+
+    @property
+    def _Popart(self) -> PopartOptions:
+        return self._popart
 
     # Batches ----------------------------------------------------------------------------------
 
@@ -97,35 +109,48 @@ class Options(OptionsDict):
         self.set(replication_factor=replication_factor)
         return self
 
-    def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType) -> Options:
-        if input_group_type not in (enums.CommGroupType.Consecutive, enums.CommGroupType.Orthogonal):
+    def inputReplicaGrouping(self, input_group_size: int, input_group_type: CommGroupType) -> Options:
+        """Give the replicas of a group the same input (rule 1.3)."""
+        if input_group_type not in (CommGroupType.Consecutive, CommGroupType.Orthogonal):
             raise ValueError(f"inputReplicaGrouping takes Consecutive or Orthogonal groups, not {input_group_type!r}")
         self.set(input_group_size=input_group_size, input_cgt=input_group_type)
         return self
 
-    def outputMode(self, output_mode: enums.OutputMode, output_return_period: Optional[int] = None) -> Options:
-        if not isinstance(output_mode, enums.OutputMode):
+    def outputMode(self, output_mode: OutputMode, output_return_period: Optional[int] = None) -> Options:
+        """Choose the micro batches whose outputs are returned (rule 1.8)."""
+        if not isinstance(output_mode, OutputMode):
             raise AssertionError(f"outputMode takes a poptorch.OutputMode, not {output_mode!r}")
-        if output_mode == enums.OutputMode.EveryN:
-            if not output_return_period or output_return_period < 1:
-                raise AssertionError("OutputMode.EveryN needs an output_return_period above 0")
-            self.set(output_return_period=output_return_period)
-        self.set(output_mode=output_mode.value)
+        if output_mode != OutputMode.EveryN:
+            output_return_period = 1
+        elif not output_return_period or output_return_period < 1:
+            raise AssertionError(
+                f"OutputMode.EveryN needs an output_return_period of at least 1, not {output_return_period!r}"
+            )
+        self.set(output_mode=output_mode.value, output_return_period=output_return_period)
         return self
 
     def defaultOutputMode(self) -> bool:
-        return bool(self.output_mode == enums.OutputMode.Default)
+        return bool(self.output_mode == OutputMode.Default)
 
     def anchorTensor(
         self,
         short_name: str,
         long_name: str,
-        output_mode: Optional[enums.OutputMode] = None,
+        output_mode: Optional[OutputMode] = None,
         output_return_period: Optional[int] = 1,
     ) -> None:
-        mode = enums.OutputMode(self.output_mode) if output_mode is None else output_mode
-        self.checkIsFrozen("anchored_tensors")
-        self.anchored_tensors[short_name] = [long_name, int(mode), output_return_period]
+        """Return a tensor of the model beside its outputs; without a mode, as the outputs are returned."""
+        self.checkIsFrozen()
+        period = output_return_period if output_mode == OutputMode.EveryN else 1
+        self.anchored_tensors[short_name] = [long_name, output_mode is None, output_mode, period]
+
+    def anchors(self) -> Dict[str, Tuple[str, OutputMode, int]]:
+        """The long name, mode and period of every anchored tensor. Not part of PopTorch."""
+        outputs = OutputMode(self.output_mode), self.output_return_period
+        return {
+            short_name: (long_name, *(outputs if like_outputs else (OutputMode(mode), period)))
+            for short_name, (long_name, like_outputs, mode, period) in self.anchored_tensors.items()
+        }
 
     def broadcastBuffers(self, broadcast_buffers: bool = True) -> Options:
         self.set(broadcast_buffers=broadcast_buffers)
@@ -134,20 +159,23 @@ class Options(OptionsDict):
     # Placement --------------------------------------------------------------------------------
 
     def setExecutionStrategy(self, strategy: Any) -> Options:
-        self.checkIsFrozen("execution_strategy")
-        if isinstance(strategy, enums.AutoStage):
-            strategy = PipelinedExecution(strategy)
+        """How blocks become stages, and which of them run at the same time (rules 5.6, 5.12)."""
         if not isinstance(strategy, Strategy):
-            raise AssertionError(f"setExecutionStrategy takes a strategy or an AutoStage, not {strategy!r}")
+            raise AssertionError(
+                "setExecutionStrategy takes a PipelinedExecution, ShardedExecution, SerialPhasedExecution or "
+                f"ParallelPhasedExecution, not {strategy!r}"
+            )
         self._strategy = strategy
         return self
 
     def setAvailableMemoryProportion(self, available_memory_proportion: Dict[str, float]) -> Options:
-        for key, value in available_memory_proportion.items():
-            if not (key.startswith("IPU") and key[3:].isdigit()):
-                raise AssertionError(f'Available memory proportions are keyed "IPU0", "IPU1", ..., not {key!r}')
-            self.checkIsFrozen("available_memory_proportion")
-            self.available_memory_proportion[int(key[3:])] = value
+        """Share of each IPU's memory for the work of matrix products and the like (rule 9.10)."""
+        for key in available_memory_proportion:
+            if not key.startswith("IPU"):
+                raise AssertionError(f'Available memory proportions are given as {{"IPU0": 0.2}}, not for {key!r}')
+        self.set(
+            available_memory_proportion={int(key[3:]): share for key, share in available_memory_proportion.items()}
+        )
         return self
 
     def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True) -> Options:
@@ -157,17 +185,18 @@ class Options(OptionsDict):
     # Devices ----------------------------------------------------------------------------------
 
     def useIpuModel(self, use_model: bool) -> Options:
-        self.createOrSet(use_model=bool(use_model))
+        self.createOrSet(use_model=use_model)
         return self
 
-    def connectionType(self, connection_type: enums.ConnectionType) -> Options:
-        if not isinstance(connection_type, enums.ConnectionType):
+    def connectionType(self, connection_type: ConnectionType) -> Options:
+        """When IPUs are acquired (rule 9.5)."""
+        if not isinstance(connection_type, ConnectionType):
             raise AssertionError(f"connectionType takes a poptorch.ConnectionType, not {connection_type!r}")
         self.set(connection_type=connection_type.value)
         return self
 
-    def syncPattern(self, sync_pattern: enums.SyncPattern) -> Options:
-        if not isinstance(sync_pattern, enums.SyncPattern):
+    def syncPattern(self, sync_pattern: SyncPattern) -> Options:
+        if not isinstance(sync_pattern, SyncPattern):
             raise AssertionError(f"syncPattern takes a poptorch.SyncPattern, not {sync_pattern!r}")
         self.set(sync_pattern=sync_pattern.value)
         return self
@@ -179,7 +208,8 @@ class Options(OptionsDict):
         return self
 
     def useOfflineIpuTarget(self, ipu_version: int = 2) -> Options:
-        self.connectionType(enums.ConnectionType.Never)
+        """Compile for IPUs that are elsewhere; such a program cannot run (rule 9.4)."""
+        self.connectionType(ConnectionType.Never)
         self.createOrSet(ipu_version=ipu_version)
         return self
 
@@ -189,22 +219,23 @@ class Options(OptionsDict):
         """Seed the device, and torch on the host at this moment (rule 6.6)."""
         if not isinstance(random_seed, int):
             raise AssertionError(f"randomSeed takes an integer, not {random_seed!r}")
-        torch.manual_seed(random_seed)
         self.createOrSet(random_seed=random_seed)
+        torch.manual_seed(random_seed)
         return self
 
     def enableStableNorm(self, enabled: bool) -> Options:
-        self._Popart.set("enableStableNorm", enabled)
+        self._popart.set("enableStableNorm", enabled)
         return self
 
     def enableSyntheticData(self, enabled: bool) -> Options:
-        self._Popart.set("syntheticDataMode", int(enabled))
+        self._popart.set("syntheticDataMode", _RANDOM_NORMAL_DATA if enabled else _REAL_DATA)
         return self
 
     def enableExecutableCaching(self, path: Optional[str]) -> Options:
-        self._Popart.set("enableEngineCaching", path is not None)
+        """Keep compiled programs in a folder; None does not."""
+        self._popart.set("enableEngineCaching", path is not None)
         if path is not None:
-            self._Popart.set("cachePath", path)
+            self._popart.set("cachePath", path)
         return self
 
     def logDir(self, log_dir: str) -> Options:
@@ -212,7 +243,7 @@ class Options(OptionsDict):
         return self
 
     def maxRepeatLogs(self, max_lines: Optional[int]) -> Options:
-        self.createOrSet(max_repeat_logs=2**31 if max_lines is None else max_lines)
+        self.set(max_repeat_logs=2**31 if max_lines is None else max_lines)
         return self
 
     def modelName(self, name: str) -> Options:
@@ -220,95 +251,83 @@ class Options(OptionsDict):
         return self
 
     def logCycleCount(self, log_cycle_count: bool) -> Options:
-        self._Popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
+        self._popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
         return self
 
     def enableProfiling(self, profile_dir: Optional[str] = None) -> Options:
-        self.createOrSet(profile_dir=profile_dir or ".")
+        """Ask Poplar for a report. POPLAR_ENGINE_OPTIONS wins over what is set here."""
+        if any(name in os.environ.get("POPLAR_ENGINE_OPTIONS", "") for name in _PROFILING):
+            logger.warning("POPLAR_ENGINE_OPTIONS overrides options of enableProfiling")
+        values = dict(zip(_PROFILING, ("true", profile_dir or ".", "true")))
+        self._popart.setEngineOptions({**self._popart.options.get("engineOptions", {}), **values})
         return self
 
     def disableModuleNamescope(self) -> Options:
-        self.createOrSet(module_namescope_enabled=False)
+        self._module_namescope_enabled = False
         return self
 
     def updatableNamedBuffers(self, buffers: List[str]) -> Options:
-        self._Popart.set("updatableNamedBuffers", list(buffers))
+        self._popart.set("updatableNamedBuffers", buffers)
         return self
 
     def showCompilationProgressBar(self, show: bool = True) -> Options:
-        self.checkIsFrozen("show_compilation_progress_bar")
-        self._progress_bar = show
+        self._show_compilation_progress_bar = show
         return self
 
     def relaxOptimizerAttributesChecks(self, relax: bool = True) -> Options:
-        self.checkIsFrozen("relax_optimizer_checks")
         self._relax_optimizer_checks = relax
         return self
 
     def sourceLocationExcludes(self, excludes: List[str]) -> Options:
-        self.checkIsFrozen("source_location_excludes")
-        self._source_location_excludes = list(excludes)
+        self._source_location_excludes = excludes
         return self
 
     def appendToLocationExcludes(self, *excludes: str) -> Options:
-        self.checkIsFrozen("source_location_excludes")
-        self._source_location_excludes.extend(excludes)
+        self._source_location_excludes = [*self._source_location_excludes, *excludes]
         return self
 
     # Files and copies -------------------------------------------------------------------------
 
     def from_json(self, string: str) -> Options:
-        """Call setters named in a JSON object, for example `{"Training.gradientAccumulation": 8}`."""
+        """Call setters by name, each with one value, for example `{"Training.gradientAccumulation": 8}`."""
         for name, value in json.loads(string).items():
-            self._call_setter(name, value)
+            setter: Any = self
+            for part in name.split("."):
+                setter = getattr(setter, part)
+            setter(value)
         return self
 
     def loadFromFile(self, filepath: str) -> Options:
-        """Call the setters written in a file, one `setter(arguments)` a line; # starts a comment."""
+        """Call the setters written in a file, one call a line as in Python but without `options.` before it."""
         with open(filepath, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                text = line.split("#")[0].strip()
-                if not text:
-                    continue
-                name, bracket, arguments = text.partition("(")
+            lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
+        calls = []
+        for number, line in lines:
+            if line and not line.startswith("#"):
                 try:
-                    value = json.loads(f"[{arguments.rstrip(')')}]") if bracket else []
-                    self._call_setter(name, *value)
-                except (ValueError, AttributeError, TypeError) as error:
-                    raise ConfigFileError(
-                        f"{filepath}, line {number}: {text!r} is not an option call ({error})"
-                    ) from error
+                    calls.append(compile(f"options.{line}", filepath, "exec"))
+                except SyntaxError as error:
+                    raise ConfigFileError(f"{filepath}, line {number}: {line!r} is not Python ({error.msg})") from error
+        import poptorch
+
+        for call in calls:
+            exec(call, {}, {"poptorch": poptorch, "options": self})
         return self
 
-    def _call_setter(self, name: str, *values: Any) -> None:
-        target: Any = self
-        *groups, setter = name.split(".")
-        for group in groups:
-            target = getattr(target, group)
-        getattr(target, setter)(*values)
-
     def toDict(self) -> Dict[str, Any]:
-        """Every option by name, those of the groups included."""
-        result = super().toDict()
-        for group in self._groups():
-            result.update(group.toDict())
-        result.update(self._strategy.backendOptions())
-        return result
+        """Every option that the compiler is told of, by name."""
+        if self.defaultOutputMode():
+            raise AssertionError("OutputMode.Default stands for another mode: choose one before toDict()")
+        found = {**self._strategy.backendOptions(), **self._popart.options}
+        for group in (self, self._training, self._distributed, self._tensor_locations):
+            group.update(found)
+        return found
 
     def clone(self) -> Options:
         """An unfrozen copy."""
-        copied = copy.deepcopy(self)
-        for part in (copied, copied._Popart, *copied._groups()):
-            object.__setattr__(part, "_is_frozen", False)
-        return copied
+        return copy.deepcopy(self)
 
-    def _freeze(self) -> None:
-        super()._freeze()
-        self._Popart._is_frozen = True
-
-    def __deepcopy__(self, memo: Dict[int, Any]) -> Options:
-        copied = object.__new__(type(self))
-        memo[id(self)] = copied
-        for name, value in self.__dict__.items():
-            object.__setattr__(copied, name, copy.deepcopy(value, memo))
-        return copied
+    def __repr__(self) -> str:
+        groups = ("Jit", "Precision", "Training", "Distributed", "TensorLocations", "_Popart")
+        values = {**self._values, **{name: getattr(self, name) for name in groups}}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"

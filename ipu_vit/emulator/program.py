@@ -52,6 +52,8 @@ class Program:
     #: how often the active IPU changed, plus one (rule 5.8)
     forward_stages: int = 1
     uses_half: bool = False
+    #: whether inputs or outputs travel beside computation (`set_overlap_for_input`, `set_overlap_for_output`)
+    overlaps_io: bool = False
     #: losses met, in order of their calls, and which of them is differentiated
     losses: int = 0
     final_losses: List[int] = field(default_factory=list)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ipu_vit.emulator import device, handlers
+from ipu_vit.emulator.enums import OverlapMode
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.program import Program, StageRecord
@@ -67,7 +68,8 @@ class Tracer(TorchDispatchMode, device.Context):
 
     def begin_block(self, user_id: str, ipu_id: Optional[int]) -> None:
         placement = self._strategy.place(user_id, ipu_id)
-        if self._records and placement.stage < max(self._records):
+        order = self._strategy.order
+        if order(placement.stage) < max(map(order, self._records), default=0):
             raise Error(
                 f"Block {user_id!r} goes back to stage {placement.stage} after stage {max(self._records)}: stages must "
                 "not decrease; use AutoStage.AutoIncrement or explicit stages to return to an IPU"
@@ -105,6 +107,9 @@ class Tracer(TorchDispatchMode, device.Context):
     def on_checkpoint(self, tensor: Tensor) -> None:
         self._record().checkpoint_bytes += _bytes(tensor)
 
+    def on_overlap(self, mode: OverlapMode) -> None:
+        self.program.overlaps_io |= mode != OverlapMode.NoOverlap
+
     # Operators --------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -127,11 +132,6 @@ class Tracer(TorchDispatchMode, device.Context):
         if losses and name not in _FREE:
             after = f"{name} ({current_line()})"
         for tensor in outputs:
-            if tensor.numel() == 0:
-                raise Error(
-                    f"{namespace}::{name} makes a zero-sized tensor of shape {tuple(tensor.shape)}, which a device "
-                    f"cannot have ({current_line()})"
-                )
             self._seen[id(tensor)] = _Origin(tensor, record.ipu, losses, after)
         self.program.uses_half |= any(tensor.dtype == torch.float16 for tensor in (*inputs, *outputs))
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipu_vit.emulator.arg_parser import ICustomArgParser, registerCustomArgParser
 from ipu_vit.emulator.blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
 from ipu_vit.emulator.control_flow import cond, for_loop
 from ipu_vit.emulator.cpu_op import CPU
@@ -48,13 +49,15 @@ from ipu_vit.emulator.ops import (
     set_overlap_for_input,
     set_overlap_for_output,
 )
-from ipu_vit.emulator.options import ConfigFileError, Options, TensorLocationSettings
+from ipu_vit.emulator.option_groups import TensorLocationSettings
+from ipu_vit.emulator.options import ConfigFileError, Options
+from ipu_vit.emulator.phases import ParallelPhasedExecution, Phase, SerialPhasedExecution
 from ipu_vit.emulator.point_clouds import fps, nearest
 from ipu_vit.emulator.printing import ipu_print_tensor, print
 from ipu_vit.emulator.scopes import Attribute, MultiConv, NameScope
 from ipu_vit.emulator.stages import PipelinedExecution, ShardedExecution, Stage
 from ipu_vit.emulator.version import POPTORCH_VERSION as __version__
 
-from . import ops, optim, profiling
+from . import enums, ops, optim, options, poptorch_core, profiling
 
 __all__ = [name for name in dir() if not name.startswith("_") and name != "annotations"]

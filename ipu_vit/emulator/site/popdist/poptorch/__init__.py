@@ -1,0 +1,7 @@
+"""Stands in for `popdist.poptorch`."""
+
+from __future__ import annotations
+
+from ipu_vit.emulator.popdist import Options
+
+__all__ = ["Options"]
