@@ -37,6 +37,7 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         torch.dropout: lambda input, p, train: dropout(input, p, train),
         F.scaled_dot_product_attention: _attention,
         F.cross_entropy: _cross_entropy,
+        F.one_hot: _one_hot,
         Tensor.double: lambda input: input.float(),  # the device has no float64 (rule 6.7)
         Tensor.device.__get__: lambda input: _DEVICE if _is_on_device(input) else torch.device("cpu"),  # type: ignore[attr-defined]
         Tensor.__iter__: _iterate,
@@ -91,6 +92,12 @@ def _attention(
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
     return F.dropout(scores.softmax(-1), dropout_p) @ value
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 1:
+        raise Error("one_hot needs num_classes: a device cannot look for the largest class")
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
 
 
 def _iterate(input: Tensor) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.structure import LEAF, Structure, flatten
+from ipu_vit.emulator.user_code import current_line
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 # What opaque functions do, by what callers see of them.
@@ -204,7 +205,7 @@ class Recorder(TorchFunctionMode):
                 "call plain torch functions instead"
             )
         slot = self.new_slot(tensor)
-        self.constants[slot] = tensor.detach()
+        self.constants[slot] = tensor
         return slot
 
     # Calls ------------------------------------------------------------------------------------
@@ -237,6 +238,12 @@ class Recorder(TorchFunctionMode):
         self.statistics |= statistics
         leaves, structure = flatten(result)
         results = [self._slot_of_result(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
+        for leaf in leaves:
+            if isinstance(leaf, Tensor) and leaf.numel() == 0:
+                raise Error(
+                    f"{getattr(plain, '__name__', plain)} makes a zero-sized tensor of shape {tuple(leaf.shape)}, which a "
+                    f"device cannot have ({current_line()})"
+                )
         if written or plain is not function or any(slot is not None for slot in results):
             flat = not any(map(_has_inner_slot, [*noted_args, list(noted_kwargs.values())]))
             positions = [(i, arg.number) for i, arg in enumerate(noted_args) if isinstance(arg, Slot)] if flat else None
@@ -287,7 +294,7 @@ class Recorder(TorchFunctionMode):
             weights=self.weights,
             written_weights=[name for name, slot in self.weights.items() if slot in self.written],
             assigned_weights=[name for name, slot in self.weights.items() if slot in self.written - self.statistics],
-            constants=self.constants,
+            constants={slot: tensor.detach() for slot, tensor in self.constants.items()},
             written_constants=self.written.intersection(self.constants),
             results=results,
             structure=structure,
