@@ -7,15 +7,16 @@ the same bucket have the same layout.
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence
+from itertools import accumulate
+from typing import Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from ipu_vit.emulator.optim import Group
 
-# Elements per bucket: float32 temporaries of a dozen MB.
-_MOST_ELEMENTS = 1 << 22
+# Elements per bucket, unless one weight has more: float32 temporaries of a dozen MB.
+_MOST_ELEMENTS = 3 << 20
 
 
 class Bucket:
@@ -27,6 +28,11 @@ class Bucket:
         self._shapes = [weights[name].shape for name in names]
         self._sizes = [weights[name].numel() for name in names]
         self.flat = self.join([weights[name].detach() for name in names])
+
+    @property
+    def places(self) -> List[Tuple[int, int]]:
+        """First element and length of each weight."""
+        return list(zip(accumulate([0, *self._sizes]), self._sizes))
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors shaped as the weights, end to end."""

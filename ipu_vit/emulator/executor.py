@@ -72,7 +72,7 @@ class PoplarExecutor:
         self._optimizer = optimizer
         if training:
             self._optimizer = optim.SGD(model.parameters(), lr=0.01) if optimizer is None else optimizer
-            optim.check_supported(self._optimizer)
+            self._attributes = optim.read_attributes(self._optimizer, options)
         self._signature = inspect.signature(model.forward)
         self._weights = DeviceWeights(model, max(1, options.replication_factor))
         self._layout = Layout(options, training)
@@ -89,7 +89,7 @@ class PoplarExecutor:
         if training:
             _trainers[model] = weakref.ref(self)
             if isinstance(self._optimizer, optim.Optimizer):
-                self._optimizer._executor = weakref.ref(self)
+                self._optimizer.attach(self)
 
     # Properties -------------------------------------------------------------------------------
 
@@ -155,9 +155,8 @@ class PoplarExecutor:
         self._program = program
         self._compiled_for = batch
         self._attached = self._options.connection_type == ConnectionType.Always
-        loaded = getattr(self._optimizer, "_loaded", None)
-        if loaded is not None:
-            self._load_optimizer_state(loaded)
+        if isinstance(self._optimizer, optim.Optimizer):
+            self._optimizer.attach(self)
         for hook in _hooks["after"]:
             hook()
         self._compilation_seconds = time.perf_counter() - started
@@ -194,8 +193,7 @@ class PoplarExecutor:
             )
 
     def _make_updates(self, program: Program) -> List[SharedUpdate]:
-        assert self._optimizer is not None
-        attributes = optim.attributes_of(self._optimizer, self._weights.names_by_address())
+        attributes = self._attributes.named(self._weights.names_by_address())
         updates: List[SharedUpdate] = []
         for members, names in self._weights.sharers(program.trained).items():
             tensors = self._weights.replicas[members[0]]
@@ -239,15 +237,15 @@ class PoplarExecutor:
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use these attribute values from the next call on (rule 4.14)."""
-        optim.check_supported(optimizer)
-        if self._runner is not None and self._runner.updates:
-            new = optim.attributes_of(optimizer, self._weights.names_by_address())
-            new.check_replaces(self._runner.updates[0].update.attributes, self._options._relax_optimizer_checks)
+        attributes = optim.read_attributes(optimizer, self._options, self.isCompiled())
+        if self._runner is not None:
             for shared in self._runner.updates:
-                shared.update.attributes = new
-        self._optimizer = optimizer
+                shared.update.replace(attributes)
+        if isinstance(self._optimizer, optim.Optimizer) and self._optimizer is not optimizer:
+            self._optimizer.detach()
+        self._attributes, self._optimizer = attributes, optimizer
         if isinstance(optimizer, optim.Optimizer):
-            optimizer._executor = weakref.ref(self)
+            optimizer.attach(self)
 
     def _optimizer_state(self) -> Dict[str, Any]:
         assert self._runner is not None
@@ -330,6 +328,8 @@ class PoplarExecutor:
         if not self.isCompiled():
             return
         self.copyWeightsToHostIfNeeded()
+        if isinstance(self._optimizer, optim.Optimizer):
+            self._optimizer.detach()
         self._weights.forget()
         self._program = self._runner = None
         self._attached = False

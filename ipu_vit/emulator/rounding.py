@@ -16,11 +16,16 @@ _SUBNORMAL_STEP = 2.0**-24
 _PIECE = 1 << 18
 
 
-def store(values: Tensor, target: Tensor, bits: Optional[BitStream]) -> None:
-    """Write float32 `values` into `target`; into float16 at random if there are bits to draw from."""
+def store(values: Tensor, target: Tensor, bits: Optional[BitStream]) -> Tensor:
+    """Write float32 `values` into `target`; into float16 at random if there are bits to draw from.
+
+    Returns what is stored, in float32. `values` may be the target itself.
+    """
     if bits is not None and target.dtype == torch.float16:
         values = round_stochastically(values, bits)
-    target.copy_(values)
+    if values is not target:
+        target.copy_(values)
+    return target.float()
 
 
 def round_stochastically(values: Tensor, bits: BitStream) -> Tensor:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ipu_vit.emulator.optim import SGD, Optimizer, VariableAttributes
+from ipu_vit.emulator.optim import LAMB, SGD, Adam, AdamW, Optimizer, RMSprop, VariableAttributes
 
-__all__ = ["SGD", "Optimizer", "VariableAttributes"]
+__all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes"]
