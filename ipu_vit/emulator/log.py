@@ -1,4 +1,4 @@
-"""PopTorch's log: lines on stderr (or `POPTORCH_LOG_DEST`) at `POPTORCH_LOG_LEVEL` (default WARN)."""
+"""PopTorch's log: lines on stderr (or `POPTORCH_LOG_DEST`) at `POPTORCH_LOG_LEVEL` (default WARN, rule 10.5)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Set, Union
 
-logger = logging.getLogger("poptorch")
+logger = logging.getLogger("poptorch::python")
 
 # PopTorch's own level names and numbers; the numbers are those `setLogLevel` accepts.
 _BY_NAME = {
@@ -41,6 +41,13 @@ def log_once(message: str) -> None:
 _said: Set[str] = set()
 
 
+class _Formatter(logging.Formatter):
+    """Levels in small letters, as PopTorch writes them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(logging.makeLogRecord({**record.__dict__, "levelname": record.levelname.lower()}))
+
+
 def _configure() -> None:
     if logger.handlers:
         return
@@ -50,9 +57,7 @@ def _configure() -> None:
         if destination in ("stdout", "stderr")
         else logging.FileHandler(destination)
     )
-    handler.setFormatter(
-        logging.Formatter("[%(asctime)s.%(msecs)03d] [poptorch:cpp] [%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S")
-    )
+    handler.setFormatter(_Formatter("[%(asctime)s.%(msecs)03d] [%(name)s] [%(levelname)s] %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.propagate = False
     setLogLevel(os.environ.get("POPTORCH_LOG_LEVEL", "WARN"))

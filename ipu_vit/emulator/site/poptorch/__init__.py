@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os as _os
+
 from ipu_vit.emulator.arg_parser import ICustomArgParser, registerCustomArgParser
 from ipu_vit.emulator.blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, removeBlocks
 from ipu_vit.emulator.control_flow import cond, for_loop
@@ -61,3 +63,6 @@ from ipu_vit.emulator.version import POPTORCH_VERSION as __version__
 from . import enums, ops, optim, options, poptorch_core, profiling
 
 __all__ = [name for name in dir() if not name.startswith("_") and name != "annotations"]
+
+# As PopTorch leaves it: programs that use RDMA may fork afterwards.
+_os.environ.setdefault("RDMAV_FORK_SAFE", "1")
