@@ -61,7 +61,8 @@ class CPU:
         self.inputs = list(inputs)
         self.registerPersistentData()
         self.execute()
-        return _kinds(self.outputs)
+        with _on_host():
+            return _kinds(self.outputs)
 
 
 @opaque

@@ -86,7 +86,9 @@ def _search(steps: List[List[float]], blank: int, width: int) -> List[Tuple[Path
 
 
 def _raise(beams: Dict[Path, Tuple[float, float]], path: Path, after_blank: float, after_label: float) -> None:
-    """Add these probabilities to a path's."""
+    """Add these probabilities to a path's, unless both are zero."""
+    if after_blank == after_label == -math.inf:
+        return
     before = beams.get(path, (-math.inf, -math.inf))
     beams[path] = (_add(before[0], after_blank), _add(before[1], after_label))
 
