@@ -25,7 +25,7 @@ from ipu_vit.emulator.enums import ConnectionType, OutputMode
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.exported import Executable, read_executable, write_executable
 from ipu_vit.emulator.latency import Latency
-from ipu_vit.emulator.limits import check_program
+from ipu_vit.emulator.limits import check_options, check_program
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
@@ -141,6 +141,7 @@ class PoplarExecutor:
         started = time.perf_counter()
         for hook in _hooks["before"]:
             hook()
+        check_options(self._options, self._training)
         program = self._trace(batch)
         check_program(program, self._options, self._training)
         self._check_written_buffers(program)
@@ -172,6 +173,7 @@ class PoplarExecutor:
         recorder.weights = {name: recorder.new_slot(tensor) for name, tensor in fakes.items()}
         parameters = {id(tensor): name for name, tensor in fakes.items() if isinstance(tensor, nn.Parameter)}
         tracer = Tracer(self._options._strategy, parameters, recorder, self._training)
+        tracer.inputs = {id(tensor): f"Input {position}" for position, tensor in enumerate(inputs)}
         with self._weights.installed(fakes), torch.set_grad_enabled(self._training), math_attention():
             with tracing(tracer, recorder, self._options._strategy, fake):
                 result = self._model(*args, **kwargs)

@@ -10,11 +10,15 @@ from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 
 
-def check_program(program: Program, options: Options, training: bool) -> None:
-    """Raise Error unless the traced program can run with these options."""
+def check_options(options: Options, training: bool) -> None:
+    """Raise Error unless some program could run with these options."""
     session_options.check(options)
     _check_counts(options)
     _check_processes(options, training)
+
+
+def check_program(program: Program, options: Options, training: bool) -> None:
+    """Raise Error unless the traced program can run with these options."""
     if options._strategy.pipelined:
         _check_pipeline_is_full(program, options, training)
     if program.overlaps_io:
@@ -34,7 +38,6 @@ def _check_counts(options: Options) -> None:
         ("deviceIterations", options.device_iterations),
         ("replicationFactor", replicas),
         ("Training.gradientAccumulation", options.Training.gradient_accumulation),
-        ("inputReplicaGrouping", options.input_group_size),
     ):
         if value < 1:
             raise Error(f"{name} must be at least 1, not {value}")

@@ -113,6 +113,8 @@ class Options(OptionsDict):
         """Give the replicas of a group the same input (rule 1.3)."""
         if input_group_type not in (CommGroupType.Consecutive, CommGroupType.Orthogonal):
             raise ValueError(f"inputReplicaGrouping takes Consecutive or Orthogonal groups, not {input_group_type!r}")
+        if input_group_size < 1:
+            raise ValueError(f"inputReplicaGrouping takes groups of at least 1 replica, not {input_group_size}")
         self.set(input_group_size=input_group_size, input_cgt=input_group_type)
         return self
 

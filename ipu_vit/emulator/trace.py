@@ -53,9 +53,11 @@ class Tracer(TorchDispatchMode, device.Context):
         self.training = training
         self.unnamed_blocks = 0
         self.losses: List[Tensor] = []
+        #: names of the input tensors, by id
+        self.inputs: Dict[int, str] = {}
         self._strategy = strategy
         self._parameters = parameters
-        self._recorder = recorder
+        self.recorder = recorder
         self._home: Dict[str, int] = {}
         self._placement: Optional[Placement] = Placement("", 0, 0)
         self._last_ipu = 0
@@ -137,7 +139,7 @@ class Tracer(TorchDispatchMode, device.Context):
         return result
 
     def _check_support(self, func: Any, name: str, args: Any, kwargs: Any) -> None:
-        calling = self._recorder.calling
+        calling = self.recorder.calling
         if calling is None or is_opaque(calling):
             return
         refused = handlers.restriction(func, args, kwargs)
@@ -167,6 +169,8 @@ class Tracer(TorchDispatchMode, device.Context):
         if name is not None:
             self._use_parameter(name, tensor, record)
             return None
+        if id(tensor) in self.inputs and self._strategy.pipelined:
+            self._settle(self.inputs[id(tensor)], record, "an input is streamed to one IPU; pass on what is made of it")
         origin = self._seen.get(id(tensor))
         if origin is not None and origin.ipu != record.ipu:
             record.received_bytes += _bytes(tensor)
@@ -174,15 +178,16 @@ class Tracer(TorchDispatchMode, device.Context):
         return origin
 
     def _use_parameter(self, name: str, tensor: Tensor, record: StageRecord) -> None:
-        home = self._home.setdefault(name, record.ipu)
-        if home != record.ipu:
-            raise Error(
-                f"Parameter {name} is used on IPU {home} and on IPU {record.ipu}: a weight lives on one IPU; put all "
-                f"layers that share it there ({current_line()})"
-            )
+        self._settle(f"Parameter {name}", record, "a weight lives on one IPU; put all layers that share it there")
         if name not in record.parameters:
             record.parameters.append(name)
             record.parameter_bytes += _bytes(tensor)
+
+    def _settle(self, name: str, record: StageRecord, rule: str) -> None:
+        """Raise Error for what two IPUs need and only one can have (rule 5.10)."""
+        home = self._home.setdefault(name, record.ipu)
+        if home != record.ipu:
+            raise Error(f"{name} is used on IPU {home} and on IPU {record.ipu}: {rule} ({current_line()})")
 
     # The end ----------------------------------------------------------------------------------
 
