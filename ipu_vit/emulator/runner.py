@@ -77,7 +77,7 @@ class Runner:
         self.anchored: Dict[str, Tensor] = {}
         self.times: List[MicroBatchTimes] = []
         self._arithmetic = Arithmetic(program.uses_half)
-        self._tape = self._arithmetic.tape(program.tape)
+        self._tape = self._arithmetic.tape(program.tape).keeping({anchor.slot for anchor in anchors.values()})
         #: how many tensors a micro batch returns
         self.outputs = sum(isinstance(leaf, Slot) for leaf in program.tape.results)
         self._trained = program.trained

@@ -9,7 +9,7 @@ counters and everything else that is Python is thereby frozen as it is on the de
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, TypeVar, cast
 
 import torch
@@ -126,6 +126,11 @@ class Tape:
     #: a name for each tensor that entries produced (`PoplarExecutor.getTensorNames`)
     names: Dict[str, int]
 
+    def keeping(self, slots: Set[int]) -> Tape:
+        """The same tape, whose runs keep these slots' tensors to their end."""
+        entries = [replace(entry, spent=[slot for slot in entry.spent if slot not in slots]) for entry in self.entries]
+        return replace(self, entries=entries)
+
     def run(
         self, inputs: Sequence[Tensor], weights: Dict[str, Tensor], wanted: Sequence[int] = ()
     ) -> Tuple[List[Any], Optional[Tensor], List[Any]]:
@@ -178,17 +183,17 @@ class Recorder(TorchFunctionMode):
         self.names: Dict[str, int] = {}
         self._name_of = name_of
         self._slots: Dict[int, int] = {}
-        # Tensors by slot: kept alive so that their ids stay their own.
-        self._tensors: List[Tensor] = []
+        #: tensors by slot: kept alive so that their ids stay their own
+        self.tensors: List[Tensor] = []
         self._counts: Dict[str, int] = {}
 
     # Slots ------------------------------------------------------------------------------------
 
     def new_slot(self, tensor: Tensor) -> int:
         """Number a tensor that comes from outside, or from a function."""
-        number = len(self._tensors)
+        number = len(self.tensors)
         self._slots[id(tensor)] = number
-        self._tensors.append(tensor)
+        self.tensors.append(tensor)
         return number
 
     def slot_of(self, tensor: Tensor) -> int:
@@ -241,8 +246,8 @@ class Recorder(TorchFunctionMode):
         for leaf in leaves:
             if isinstance(leaf, Tensor) and leaf.numel() == 0:
                 raise Error(
-                    f"{getattr(plain, '__name__', plain)} makes a zero-sized tensor of shape {tuple(leaf.shape)}, which a "
-                    f"device cannot have ({current_line()})"
+                    f"{getattr(plain, '__name__', plain)} makes a zero-sized tensor of shape {tuple(leaf.shape)}, which "
+                    f"a device cannot have ({current_line()})"
                 )
         if written or plain is not function or any(slot is not None for slot in results):
             flat = not any(map(_has_inner_slot, [*noted_args, list(noted_kwargs.values())]))
@@ -299,7 +304,7 @@ class Recorder(TorchFunctionMode):
             results=results,
             structure=structure,
             loss=None if loss is None else self.slot_of(loss),
-            slots=len(self._tensors),
+            slots=len(self.tensors),
             names=self.names,
         )
         _note_spent(tape)
@@ -340,24 +345,25 @@ def _has_inner_slot(value: Any) -> bool:
     return False
 
 
-def _slots_in(value: Any, found: Set[int]) -> None:
+def slots_in(value: Any, found: Set[int]) -> None:
+    """Add the slots in an entry's arguments to `found`."""
     if isinstance(value, Slot):
         found.add(value.number)
     elif isinstance(value, slice):
-        _slots_in((value.start, value.stop, value.step), found)
+        slots_in((value.start, value.stop, value.step), found)
     elif isinstance(value, dict):
-        _slots_in(list(value.values()), found)
+        slots_in(list(value.values()), found)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _slots_in(item, found)
+            slots_in(item, found)
 
 
 def _note_spent(tape: Tape) -> None:
     """Tell each entry which slots it is the last to need, so that runs free their tensors there."""
     needed = set(tape.weights.values()) | ({tape.loss} if tape.loss is not None else set())
-    _slots_in(tape.results, needed)
+    slots_in(tape.results, needed)
     for entry in reversed(tape.entries):
         used: Set[int] = {slot for slot in entry.results if slot is not None}
-        _slots_in([entry.args, entry.kwargs], used)
+        slots_in([entry.args, entry.kwargs], used)
         entry.spent = sorted(used - needed)
         needed |= used
