@@ -21,11 +21,15 @@ class Calls(nn.Module):
         return self.function(*inputs) if self.weight is None else self.function(self.weight, *inputs)
 
 
+def options(micro_batches: int) -> Any:
+    result = poptorch.Options()
+    result.deviceIterations(micro_batches)
+    return result
+
+
 def infer(function: Callable[..., Any], *inputs: Any, micro_batches: int = 1) -> Any:
     """What the device computes of these inputs, cut into micro batches."""
-    options = poptorch.Options()
-    options.deviceIterations(micro_batches)
-    return poptorch.inferenceModel(Calls(function), options)(*inputs)
+    return poptorch.inferenceModel(Calls(function), options(micro_batches))(*inputs)
 
 
 def gradient(function: Callable[..., Tensor], weight: Tensor, *inputs: Any) -> Tensor:

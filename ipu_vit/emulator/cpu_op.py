@@ -15,9 +15,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ipu_vit.emulator import device
 from ipu_vit.emulator.arguments import require, require_type
+from ipu_vit.emulator.kinds import Kinds, kinds_of, placeholders
 from ipu_vit.emulator.tape import is_fake, opaque
-
-Kinds = List[Tuple[torch.Size, torch.dtype]]
 
 
 class CPU:
@@ -62,25 +61,22 @@ class CPU:
         self.registerPersistentData()
         self.execute()
         with _on_host():
-            return _kinds(self.outputs)
+            return kinds_of(self.outputs)
 
 
 @opaque
 def _cpu_op(operator: CPU, kinds: Optional[Kinds], *inputs: Tensor) -> List[Tensor]:
     if kinds is not None and any(map(is_fake, inputs)):
-        return [torch.empty(shape, dtype=dtype) for shape, dtype in kinds]
+        return placeholders(kinds)
     operator.inputs = [tensor.detach().clone() for tensor in inputs]
     operator.execute()
+    found = kinds_of(operator.outputs)
     require(
-        kinds is None or _kinds(operator.outputs) == kinds,
-        f"poptorch.CPU({operator._ID!r}) returned {_kinds(operator.outputs)} after {kinds} when the model was traced: "
-        "shapes and types must not change",
+        kinds is None or found == kinds,
+        f"poptorch.CPU({operator._ID!r}) returned {found} after {kinds} when the model was traced: shapes and types "
+        "must not change",
     )
     return operator.outputs
-
-
-def _kinds(tensors: List[Tensor]) -> Kinds:
-    return [(tensor.shape, tensor.dtype) for tensor in tensors]
 
 
 @contextmanager

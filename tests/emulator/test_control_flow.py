@@ -7,12 +7,13 @@ from typing import Any
 import poptorch
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_models import gradient, infer
-from torch import Tensor
+from operator_models import gradient, infer, options
+from torch import Tensor, nn
 
 
+@settings(deadline=None)
 @given(st.integers(0, 6))
 def test_loops_feed_a_body_its_own_results(count: int) -> None:
     def fibonacci(a: Tensor, b: Tensor) -> Any:
@@ -43,6 +44,72 @@ def test_loops_use_values_from_around_them_and_nest() -> None:
 
     x, y = torch.randn(2, 3), torch.randn(2, 3)
     torch.testing.assert_close(infer(forward, x, y), x + 6 * y)
+
+
+def test_rule_12_1_python_of_loops_and_conditions_runs_once() -> None:
+    called = []
+
+    def body(name: str, a: Tensor) -> Tensor:
+        called.append(name)
+        return a + len(called)
+
+    def forward(x: Tensor) -> Any:
+        (looped,) = poptorch.for_loop(3, lambda a: body("loop", a), [x])
+        return poptorch.cond(x.sum() > 0, lambda a: body("then", a), [looped], lambda a: body("else", a), [looped])[0]
+
+    found = infer(forward, torch.tensor([[1.0], [-1.0]]), micro_batches=2)
+    assert called == ["loop", "then", "else"]
+    # The counter stands still on the device: 3 times 1, then 2 or 3.
+    assert found.tolist() == [[6.0], [5.0]]
+
+
+def test_conditions_run_one_branch_only(capfd: Any) -> None:
+    def forward(x: Tensor) -> Any:
+        def body(title: str, a: Tensor) -> Any:
+            return poptorch.for_loop(2, lambda b: poptorch.ipu_print_tensor(b + a, title), [a])
+
+        return poptorch.cond(x.sum() > 0, lambda a: body("then", a), [x], lambda a: body("else", a), [x])[0]
+
+    found = infer(forward, torch.tensor([[1.0], [-1.0]]), micro_batches=2)
+    assert found.tolist() == [[3.0], [-3.0]]
+    assert [line.split(":")[0] for line in capfd.readouterr().err.splitlines()] == ["then", "then", "else", "else"]
+
+
+def test_branches_may_return_what_is_around_them() -> None:
+    def forward(x: Tensor, y: Tensor) -> Any:
+        (chosen,) = poptorch.cond(x.sum() > 0, lambda: x, [], lambda: y, [])
+        (looped,) = poptorch.for_loop(2, lambda a: y, [x])
+        chosen += 1
+        looped += 2
+        return x * 1, y * 1, chosen, looped
+
+    x, y = torch.tensor([[1.0], [-1.0]]), torch.tensor([[5.0], [6.0]])
+    same_x, same_y, chosen, looped = infer(forward, x, y, micro_batches=2)
+    assert torch.equal(same_x, x) and torch.equal(same_y, y)
+    assert chosen.tolist() == [[2.0], [7.0]] and looped.tolist() == [[7.0], [8.0]]
+
+
+def test_loops_use_weights_and_constants() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            self.register_buffer("scale", torch.tensor(0.5))
+            self.constant = torch.ones(3)
+
+        def forward(self, x: Tensor) -> Any:
+            body = lambda a: torch.tanh(self.layer(a)) * self.scale + self.constant  # noqa: E731
+            out = poptorch.for_loop(4, body, [x])[0]
+            return out, poptorch.cond(x.sum() > 0, body, [x], self.layer, [x])[0]
+
+    torch.manual_seed(0)
+    model, x = Model(), torch.tensor([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]])
+    looped, chosen = poptorch.inferenceModel(model, options(2))(x)
+    with torch.no_grad():
+        for row in range(2):
+            expected = model(x[row : row + 1])
+            torch.testing.assert_close(looped[row : row + 1], expected[0])
+            torch.testing.assert_close(chosen[row : row + 1], expected[1])
 
 
 def test_loops_work_on_copies() -> None:

@@ -94,7 +94,7 @@ def test_host_operators_off_the_device_are_calls() -> None:
 
 def test_host_operators_keep_their_shapes() -> None:
     operator = poptorch.CPU(lambda x: x[: 2 if x.sum() > 0 else 3], "shrinks")
-    with pytest.raises(poptorch.Error, match=r"CPU\('shrinks'\) returned .*\[2\].* after .*\[3\].*must not change"):
+    with pytest.raises(poptorch.Error, match=r"CPU\('shrinks'\) returned .*2,.* after .*3,.* was traced: "):
         infer(lambda x: operator(x) * 1, torch.ones(3))
 
 
