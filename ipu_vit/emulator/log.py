@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Set, Union
+from typing import Any, Set, Union
 
 logger = logging.getLogger("poptorch::python")
 
@@ -48,15 +48,23 @@ class _Formatter(logging.Formatter):
         return super().format(logging.makeLogRecord({**record.__dict__, "levelname": record.levelname.lower()}))
 
 
+class _StandardStream(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what sys.stdout or sys.stderr is at the moment: programs redirect them, tests above all."""
+
+    def __init__(self, name: str) -> None:
+        logging.Handler.__init__(self)
+        self._name_of_stream = name
+
+    @property
+    def stream(self) -> Any:
+        return getattr(sys, self._name_of_stream)
+
+
 def _configure() -> None:
     if logger.handlers:
         return
     destination = os.environ.get("POPTORCH_LOG_DEST", "stderr")
-    handler = (
-        logging.StreamHandler({"stdout": sys.stdout, "stderr": sys.stderr}[destination])
-        if destination in ("stdout", "stderr")
-        else logging.FileHandler(destination)
-    )
+    handler = _StandardStream(destination) if destination in ("stdout", "stderr") else logging.FileHandler(destination)
     handler.setFormatter(_Formatter("[%(asctime)s.%(msecs)03d] [%(name)s] [%(levelname)s] %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.propagate = False
