@@ -61,7 +61,12 @@ class CPU:
         self.registerPersistentData()
         self.execute()
         with _on_host():
-            return kinds_of(self.outputs)
+            return kinds_of(self._taken())
+
+    def _taken(self) -> List[Tensor]:
+        """The outputs, without keeping any tensor: models are pickled."""
+        outputs, self.inputs, self.outputs = self.outputs, [], []
+        return outputs
 
 
 @opaque
@@ -70,13 +75,14 @@ def _cpu_op(operator: CPU, kinds: Optional[Kinds], *inputs: Tensor) -> List[Tens
         return placeholders(kinds)
     operator.inputs = [tensor.detach().clone() for tensor in inputs]
     operator.execute()
-    found = kinds_of(operator.outputs)
+    outputs = operator._taken()
+    found = kinds_of(outputs)
     require(
         kinds is None or found == kinds,
         f"poptorch.CPU({operator._ID!r}) returned {found} after {kinds} when the model was traced: shapes and types "
         "must not change",
     )
-    return operator.outputs
+    return outputs
 
 
 @contextmanager

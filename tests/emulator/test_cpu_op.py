@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, List
 
 import numpy as np
@@ -10,6 +11,20 @@ import pytest
 import torch
 from operator_models import Calls, gradient, infer
 from torch import Tensor, nn
+
+
+class Model(nn.Module):
+    """Two layers, of which the host computes the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.second = nn.Linear(4, 2)
+        self.on_cpu = poptorch.CPU(self.second, "second")
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.on_cpu(self.first(x))
+        return result
 
 
 def test_host_sees_real_values_at_every_micro_batch() -> None:
@@ -56,21 +71,14 @@ def test_host_operators_may_be_called_again_with_other_shapes() -> None:
 
 
 def test_host_operators_may_be_modules() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(3, 4)
-            self.second = nn.Linear(4, 2)
-            self.on_cpu = poptorch.CPU(self.second, "second")
-
-        def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.on_cpu(self.first(x))
-            return result
-
     model, x = Model(), torch.randn(4, 3)
     assert not any(parameter.requires_grad for parameter in model.second.parameters())
-    expected = model.second(model.first(x))
-    torch.testing.assert_close(poptorch.inferenceModel(model)(x), expected.detach())
+    expected = model.second(model.first(x)).detach()
+    executor = poptorch.inferenceModel(model)
+    torch.testing.assert_close(executor(x), expected)
+    executor.destroy()
+    twin = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(poptorch.inferenceModel(twin)(x), expected)
 
 
 def test_host_operators_leave_the_devices_tensors_alone() -> None:
