@@ -67,7 +67,7 @@ def test_evaluation() -> None:
     found = options.toDict()
     assert (found["device_iterations"], found["replication_factor"], found["gradient_accumulation"]) == (4, 1, 1)
     assert found["output_mode"] == poptorch.OutputMode.All.value
-    assert found["enableStochasticRounding"] is False
+    assert not options.Precision.enable_stochastic_rounding
     assert "accumulateOuterFragmentSettings.schedule" not in options._Popart.options
 
 
