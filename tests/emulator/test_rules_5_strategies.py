@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from emulator_models import Layers, data, largest_difference, options, plain_twin
 from torch import Tensor, nn
 
-from ipu_vit.emulator.log import logger
-
 Placed = List[Tuple[int, int, List[str]]]
 
 
@@ -48,13 +46,6 @@ def placed(model: nn.Module, strategy: Any, accumulation: int = 7) -> Placed:
     """Number, IPU and blocks of each stage."""
     program = compiled(model, options_with(strategy, accumulation=accumulation)).program
     return [(stage.stage, stage.ipu, stage.blocks) for stage in program.stages]
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Any:
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 # Blocks ------------------------------------------------------------------------------------------
