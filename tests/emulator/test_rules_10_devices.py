@@ -207,6 +207,16 @@ def test_rule_10_5_the_log_by_environment(tmp_path: Path) -> None:
     assert "Invalid log level 'LOUD'" in logged({"POPTORCH_LOG_LEVEL": "LOUD"}).stderr
 
 
+def test_rule_10_6_what_the_ipu_model_does_not_do(environment: Any, log: pytest.LogCaptureFixture) -> None:
+    environment("POPTORCH_IPU_MODEL", "1")
+    executor = poptorch.inferenceModel(Layers(), options().enableExecutableCaching("folder"))
+    executor(*data(1))
+    assert "no effect on the IPU Model" in log.text
+    with pytest.raises(poptorch.Error, match="cycles"):
+        poptorch.inferenceModel(Layers(), options().logCycleCount(True)).compile(*data(1))
+    poptorch.inferenceModel(Layers(), options().logCycleCount(True).useIpuModel(False)).compile(*data(1))
+
+
 def test_importing_makes_forking_safe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RDMAV_FORK_SAFE")
     importlib.reload(poptorch)

@@ -115,3 +115,8 @@ def test_rule_11_3_training_stays_in_one_process() -> None:
     with pytest.raises(poptorch.Error, match="Training in 2 processes cannot be emulated"):
         training(opts).compile(*data(1))
     poptorch.inferenceModel(Layers(), opts)(*data(1))
+
+
+def test_rule_11_5_one_process_has_64_ipus() -> None:
+    with pytest.raises(poptorch.Error, match="takes 128, and one process can use 64"):
+        training(options(replicas=128)).compile(*data(128))

@@ -366,6 +366,21 @@ def test_rule_5_14_a_stage_chooses_its_ipu() -> None:
         poptorch.Stage(0)
 
 
+def test_rule_5_15_a_hook_before_the_block_is_in_the_block_before() -> None:
+    def double(module: nn.Module, inputs: Any) -> Any:
+        return inputs[0].mul(2)
+
+    for first, stage_of_mul in ((True, 0), (False, 1)):
+        model = Layers()
+        if first:
+            model.layers[2].register_forward_pre_hook(double)
+        poptorch.BeginBlock(model.layers[2], "second half", 1)
+        if not first:
+            model.layers[2].register_forward_pre_hook(double)
+        stages = compiled(model, options(accumulation=3)).program.stages
+        assert ["mul" in stage.operators for stage in stages] == [stage_of_mul == 0, stage_of_mul == 1]
+
+
 def test_rule_5_16_recomputation_is_for_pipelines() -> None:
     from ipu_vit.emulator.session_options import auto_recomputation
 

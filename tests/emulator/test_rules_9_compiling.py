@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, List
 
 import popart
 import poptorch
@@ -99,6 +99,22 @@ def test_rule_9_5_connection_types() -> None:
     executor.compile(*data(1))
     executor(*data(1))
     refused(options().useIpuId(-1), "ipu_id takes an integer, not negative")
+
+
+def test_rule_9_6_running_on_ipu_is_inside_a_trace() -> None:
+    class Asks(Layers):
+        answers: List[bool] = []
+
+        def forward(self, x: Tensor, y: Tensor) -> Any:
+            self.answers.append(poptorch.isRunningOnIpu())
+            return super().forward(x, y)
+
+    model = Asks()
+    model(*data(1))
+    executor = training(model, options())
+    executor(*data(1))
+    executor(*data(1))
+    assert model.answers == [False, True] and not poptorch.isRunningOnIpu()
 
 
 @pytest.mark.parametrize("kind", VALUES)
