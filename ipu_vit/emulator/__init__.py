@@ -10,14 +10,23 @@ import importlib.util
 import os
 import site
 import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 #: What the emulator stands in for.
 PACKAGES = ("poptorch", "popart", "popdist")
 
 _HERE = Path(__file__).resolve().parent
 _SITE, _PROJECT = str(_HERE / "site"), str(_HERE.parents[1])
+
+
+class _Finder:
+    """Finds the stand-ins first, wherever in sys.path a program puts an SDK; sys.path is for processes to come."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:
+        return PathFinder.find_spec(name, [_SITE]) if name in PACKAGES else None
 
 
 def install() -> None:
@@ -29,6 +38,8 @@ def install() -> None:
         if not is_own(getattr(sys.modules[name], "__file__", None)):
             del sys.modules[name]
     sys.path[:] = [_SITE, *(entry for entry in sys.path if entry != _SITE)]
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
     if _PROJECT not in sys.path:
         sys.path.append(_PROJECT)
     os.environ["PYTHONPATH"] = search_path(os.environ.get("PYTHONPATH"))

@@ -80,14 +80,14 @@ def _run(is_module: bool, name: str, *arguments: str) -> None:
 
 def _install(folder: Optional[str]) -> None:
     """Install the emulator, behind the script's folder or, for a module, the working folder."""
-    first: List[str] = []
-    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-        working_folder = sys.path.pop(0)
-        first = [working_folder if folder is None else folder]
+    begins_with_folder = not (sys.flags.isolated or getattr(sys.flags, "safe_path", False))
+    if begins_with_folder and folder is not None:
+        sys.path[0] = folder
     other = emulator.found_poptorch()
     emulator.install()
+    if begins_with_folder:
+        sys.path[0], sys.path[1] = sys.path[1], sys.path[0]
     _install_in_child_processes()
-    sys.path[:0] = first
     if other is not None and not emulator.is_own(other):
         # Not through PopTorch's log, which the program may be about to set up by environment variables.
         print(f"{COMMAND}: the emulator stands in for {other}", file=sys.stderr)

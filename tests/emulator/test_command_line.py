@@ -204,10 +204,11 @@ def test_packages_can_be_imported(tmp_path: Path) -> None:
     assert (result.stdout, result.stderr) == ("all there\n", "")
 
 
-def test_emulator_wins_against_an_sdk_and_says_so(tmp_path: Path) -> None:
-    write(tmp_path / "program" / "program.py", WHERE)
-    sdk = foreign_sdk(tmp_path / "sdk")
-    result = python(*EMULATOR, "program.py", cwd=tmp_path / "program", env=environment(sdk))
+@pytest.mark.parametrize("place", ["PYTHONPATH", "beside the program"])
+def test_emulator_wins_against_an_sdk_and_says_so(tmp_path: Path, place: str) -> None:
+    write(tmp_path / "program.py", WHERE)
+    sdk = foreign_sdk(tmp_path / "sdk" if place == "PYTHONPATH" else tmp_path)
+    result = python(*EMULATOR, "program.py", cwd=tmp_path, env=environment(sdk))
     assert all_emulated(result.stdout)
     assert result.stderr == f"python -m ipu_vit.emulator: the emulator stands in for {sdk}/poptorch/__init__.py\n"
 
@@ -349,19 +350,10 @@ def test_install_after_a_foreign_import(tmp_path: Path) -> None:
     assert result.returncode == 0 and all_emulated(result.stdout), result
 
 
-def test_install_takes_precedence_again(tmp_path: Path) -> None:
-    program = """
-        import sys
-        import ipu_vit.emulator as emulator
-        emulator.install()
-        sys.path.insert(0, sys.argv[1])
-        assert not emulator.is_installed()
-        emulator.install()
-        assert emulator.is_installed()
-    """
-    write(tmp_path / "program.py", program)
-    result = python("program.py", foreign_sdk(tmp_path / "sdk"), cwd=tmp_path)
-    assert result.returncode == 0, result
+def test_programs_cannot_put_an_sdk_first(tmp_path: Path) -> None:
+    program = "import sys; import ipu_vit.emulator; ipu_vit.emulator.install(); sys.path.insert(0, sys.argv[1])"
+    write(tmp_path / "program.py", program + textwrap.dedent(WHERE))
+    assert all_emulated(python("program.py", foreign_sdk(tmp_path / "sdk"), cwd=tmp_path).stdout)
 
 
 def test_emulator_is_installed_here() -> None:
