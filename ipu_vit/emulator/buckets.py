@@ -45,14 +45,19 @@ class Bucket:
 
 
 def make_buckets(groups: Sequence[Group], weights: Dict[str, Tensor], used: Sequence[str]) -> List[Bucket]:
-    """Lay out the weights that get gradients; those of `weights` become views of the buckets."""
+    """Lay out the weights that get gradients; those of `weights` become views of the buckets.
+
+    Weights in no group stay where they are, and get gradients that nobody takes.
+    """
     buckets: List[Bucket] = []
     for number, group in enumerate(groups):
         for dtype in (torch.float32, torch.float16):
             names = [name for name in group.parameters if name in used and weights[name].dtype == dtype]
             buckets.extend(Bucket(number, some, weights) for some in _runs(names, weights))
     for bucket in buckets:
-        weights.update({name: view.requires_grad_() for name, view in bucket.split(bucket.flat).items()})
+        weights.update(bucket.split(bucket.flat))
+    for name in used:
+        weights[name].requires_grad_()
     return buckets
 
 

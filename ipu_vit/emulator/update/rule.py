@@ -21,8 +21,8 @@ from ipu_vit.emulator.random import BitStream
 from ipu_vit.emulator.rounding import store
 from ipu_vit.emulator.update.accumulators import Accumulation
 
-# Elements of a part: the half dozen float32 tensors an update touches then fit into two megabytes or so.
-_PART = 1 << 16
+# Elements of a part: an update's half dozen float32 tensors then stay in the caches; fewer cost more calls.
+_PART = 1 << 18
 
 
 @dataclass
