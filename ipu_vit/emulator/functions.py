@@ -38,6 +38,7 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         F.scaled_dot_product_attention: _attention,
         F.cross_entropy: _cross_entropy,
         F.one_hot: _one_hot,
+        F.rrelu: _rrelu,
         Tensor.double: lambda input: input.float(),  # the device has no float64 (rule 6.7)
         Tensor.device.__get__: lambda input: _DEVICE if _is_on_device(input) else torch.device("cpu"),  # type: ignore[attr-defined]
         Tensor.__iter__: _iterate,
@@ -98,6 +99,15 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 1:
         raise Error("one_hot needs num_classes: a device cannot look for the largest class")
     return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+
+def _rrelu(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    # PyTorch's operator writes its slopes into a tensor that its schema calls an input.
+    slopes = torch.empty_like(input).uniform_(lower, upper) if training else (lower + upper) / 2
+    result = torch.where(input < 0, input * slopes, input)
+    return input.copy_(result) if inplace else result
 
 
 def _iterate(input: Tensor) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from ipu_vit.emulator import device, handlers
 from ipu_vit.emulator.enums import OverlapMode
@@ -100,7 +100,7 @@ class Tracer(TorchDispatchMode, device.Context):
         """Note which of these fake weights the loss has gradients for."""
         loss = self.losses[self.program.loss_index]
         if loss.requires_grad:
-            with fake:
+            with fake, _Tried():
                 gradients = torch.autograd.grad(loss, weights, torch.ones_like(loss), allow_unused=True)
             for weight, gradient in zip(weights, gradients):
                 if gradient is not None:
@@ -120,7 +120,7 @@ class Tracer(TorchDispatchMode, device.Context):
         if namespace == "prim":  # questions about a tensor, not operators
             return func(*args, **kwargs)
         self._check_support(func, f"{namespace}::{name}", args, kwargs)
-        result = func(*args, **kwargs)
+        result = _call(func, args, kwargs)
         inputs = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
         outputs = [item for item in tree_flatten(result)[0] if isinstance(item, Tensor)]
         record = self._record()
@@ -234,6 +234,39 @@ def active() -> Optional[Tracer]:
     """The trace that is on in this thread, if any."""
     context = device.active()
     return context if isinstance(context, Tracer) else None
+
+
+def _call(func: Any, args: Any, kwargs: Any) -> Any:
+    """Call an operator on fake tensors.
+
+    Some versions of PyTorch try operators out to learn the types of their results, and have few in half.
+    """
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError as error:
+        if "not implemented for 'Half'" not in str(error):
+            raise
+    result = func(*tree_map(_widened, args), **tree_map(_widened, kwargs))
+    return tree_map(_narrowed, result)
+
+
+class _Tried(TorchDispatchMode):
+    """The same for operators that nobody else watches."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _call(func, args, kwargs or {})
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype == torch.float16:
+        return torch.ops.aten._to_copy.default(value, dtype=torch.float32)
+    return value
+
+
+def _narrowed(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        return torch.ops.aten._to_copy.default(value, dtype=torch.float16)
+    return value
 
 
 def _item(error: DataDependentOutputException) -> str:
