@@ -1,8 +1,8 @@
 """`poptorch.PoplarExecutor`: a model that is compiled once and then run by host batches.
 
-Compiling traces the model (`trace`) into a tape, checks what the trace found against the options
-(`limits`), and copies the weights to the "device": tensors of the emulator's own (`weights`). A
-`Runner` then replays the tape for each micro batch and updates the weights.
+Compiling traces the model into a tape (`compiler`), and copies the weights to the "device": tensors of
+the emulator's own (`weights`). A `Runner` then replays the tape for each micro batch and updates the
+weights.
 """
 
 from __future__ import annotations
@@ -16,23 +16,20 @@ from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ipu_vit.emulator import functions, optim
+from ipu_vit.emulator import optim
 from ipu_vit.emulator.attention import math_attention
 from ipu_vit.emulator.batches import HostBatch, Layout
+from ipu_vit.emulator.compiler import compile_program
 from ipu_vit.emulator.enums import ConnectionType, OutputMode
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.exported import Executable, read_executable, write_executable
 from ipu_vit.emulator.latency import Latency
-from ipu_vit.emulator.limits import check_options, check_program
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 from ipu_vit.emulator.random import DeviceRandom
-from ipu_vit.emulator.runner import Anchor, Runner, SharedUpdate
-from ipu_vit.emulator.tape import Recorder
-from ipu_vit.emulator.trace import Tracer, tracing
+from ipu_vit.emulator.runner import Runner, SharedUpdate
 from ipu_vit.emulator.update import WeightUpdate
 from ipu_vit.emulator.version import POPTORCH_VERSION
 from ipu_vit.emulator.weights import DeviceWeights
@@ -141,18 +138,13 @@ class PoplarExecutor:
         started = time.perf_counter()
         for hook in _hooks["before"]:
             hook()
-        check_options(self._options, self._training)
-        program = self._trace(batch)
-        check_program(program, self._options, self._training)
-        self._check_written_buffers(program)
+        program = compile_program(
+            self._model, batch, self._layout, self._options, self._training, self._weights, self._random
+        )
         self._weights.to_device()
         self._weights.separate([name for name in program.tape.written_weights if name in self._weights.buffers])
         updates = self._make_updates(program) if self._training else []
-        anchors = {
-            name: Anchor(self._slot_of_name(program, long_name), mode, period)
-            for name, (long_name, mode, period) in self._options.anchors().items()
-        }
-        self._runner = Runner(program, self._options, self._layout, self._weights, self._random, updates, anchors)
+        self._runner = Runner(program, self._options, self._layout, self._weights, self._random, updates)
         self._program = program
         self._compiled_for = batch
         self._attached = self._options.connection_type == ConnectionType.Always
@@ -161,38 +153,6 @@ class PoplarExecutor:
         for hook in _hooks["after"]:
             hook()
         self._compilation_seconds = time.perf_counter() - started
-
-    def _trace(self, batch: HostBatch) -> Program:
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
-        inputs = [fake.from_tensor(tensor) for tensor in batch.micro_batch(0, self._layout.micro_batches)]
-        args, kwargs = batch.arguments(inputs)
-        fakes = self._weights.fakes(fake)
-        recorder = Recorder(functions.replacements(self._random), self._weights.name_of, functions.on_device_types)
-        for tensor in inputs:
-            recorder.new_slot(tensor)
-        recorder.weights = {name: recorder.new_slot(tensor) for name, tensor in fakes.items()}
-        parameters = {id(tensor): name for name, tensor in fakes.items() if isinstance(tensor, nn.Parameter)}
-        tracer = Tracer(self._options._strategy, parameters, recorder, self._training)
-        tracer.inputs = {id(tensor): f"Input {position}" for position, tensor in enumerate(inputs)}
-        with self._weights.installed(fakes), torch.set_grad_enabled(self._training), math_attention():
-            with tracing(tracer, recorder, self._options._strategy, fake):
-                result = self._model(*args, **kwargs)
-        tracer.check(result)
-        if self._training:
-            tracer.trace_backward(fake, [fakes[name] for name in self._weights.trained])
-        loss = tracer.losses[tracer.program.loss_index] if self._training else None
-        tracer.program.tape = recorder.finish(inputs, result, loss)
-        return tracer.program
-
-    def _check_written_buffers(self, program: Program) -> None:
-        """Replicas that share a buffer must not write into it (rule 8.7)."""
-        shared = self._layout.replicas > 1 and self._options.broadcast_buffers
-        written = sorted(set(program.tape.assigned_weights).intersection(self._weights.buffers))
-        if shared and written:
-            raise Error(
-                f"forward changes buffer {written[0]} in place, and {self._layout.replicas} replicas would share it: "
-                "call broadcastBuffers(False) so that each has its own"
-            )
 
     def _make_updates(self, program: Program) -> List[SharedUpdate]:
         attributes = self._attributes.named(self._weights.names_by_address())
@@ -204,12 +164,6 @@ class PoplarExecutor:
             for other in members[1:]:
                 self._weights.replicas[other].update({name: tensors[name] for name in names})
         return updates
-
-    def _slot_of_name(self, program: Program, name: str) -> int:
-        names = {**program.tape.names, **program.tape.weights}
-        if name not in names:
-            raise Error(f"There is no tensor {name!r} to anchor: getTensorNames() lists them")
-        return names[name]
 
     # Run --------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ipu_vit.emulator.arithmetic import Arithmetic
 from ipu_vit.emulator.batches import HostBatch, Layout, Outputs
 from ipu_vit.emulator.enums import OutputMode
+from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 from ipu_vit.emulator.random import BitStream, DeviceRandom
@@ -52,6 +53,16 @@ class Anchor(NamedTuple):
     period: int
 
 
+def _anchors(program: Program, options: Options) -> Dict[str, Anchor]:
+    slots = {**program.tape.names, **program.tape.weights}
+    anchors: Dict[str, Anchor] = {}
+    for short_name, (name, mode, period) in options.anchors().items():
+        if name not in slots:
+            raise Error(f"There is no tensor {name!r} to anchor: getTensorNames() lists them")
+        anchors[short_name] = Anchor(slots[name], mode, period)
+    return anchors
+
+
 class MicroBatchTimes(NamedTuple):
     """When a micro batch came and went, in seconds of one clock."""
 
@@ -71,13 +82,14 @@ class Runner:
         weights: DeviceWeights,
         random: DeviceRandom,
         updates: Sequence[SharedUpdate],
-        anchors: Dict[str, Anchor],
     ) -> None:
         self.updates = list(updates)
         self.anchored: Dict[str, Tensor] = {}
         self.times: List[MicroBatchTimes] = []
         self._arithmetic = Arithmetic(program.uses_half)
-        self._tape = self._arithmetic.tape(program.tape).keeping({anchor.slot for anchor in anchors.values()})
+        self._anchors = _anchors(program, options)
+        wanted = {anchor.slot for anchor in self._anchors.values()}
+        self._tape = self._arithmetic.tape(program.tape).keeping(wanted)
         #: how many tensors a micro batch returns
         self.outputs = sum(isinstance(leaf, Slot) for leaf in program.tape.results)
         self._trained = program.trained
@@ -85,7 +97,6 @@ class Runner:
         self._layout = layout
         self._weights = weights
         self._random = random
-        self._anchors = anchors
 
     def __call__(self, batch: HostBatch) -> Any:
         """Run one host batch and return what forward returned, for the micro batches the output mode keeps."""

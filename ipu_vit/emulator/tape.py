@@ -245,9 +245,9 @@ class Recorder(TorchFunctionMode):
         results = [self._slot_of_result(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
         for leaf in leaves:
             if isinstance(leaf, Tensor) and leaf.numel() == 0:
+                name, shape = getattr(plain, "__name__", plain), tuple(leaf.shape)
                 raise Error(
-                    f"{getattr(plain, '__name__', plain)} makes a zero-sized tensor of shape {tuple(leaf.shape)}, which "
-                    f"a device cannot have ({current_line()})"
+                    f"{name} makes a zero-sized tensor of shape {shape}, which a device cannot have ({current_line()})"
                 )
         if written or plain is not function or any(slot is not None for slot in results):
             flat = not any(map(_has_inner_slot, [*noted_args, list(noted_kwargs.values())]))

@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _NormBase
 
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.host_tensors import grouping_of, unwatch, watch
@@ -28,6 +29,13 @@ class DeviceWeights:
     def __init__(self, model: nn.Module, replicas: int) -> None:
         self._places: Dict[str, List[Place]] = {}
         self._host: Dict[str, Tensor] = {}
+        #: names of the buffers of batch normalisations
+        self.statistics = {
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in model.named_modules()
+            if isinstance(module, _NormBase)
+            for name in module._buffers
+        }
         self._recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
         #: names of the parameters that require gradients
         self.trained: List[str] = []
