@@ -6,7 +6,7 @@ anything that makes the emulator fast: no buckets, no parts, nothing in place.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import poptorch
@@ -133,6 +133,9 @@ REFERENCES = {
 }
 
 
+CLASSES = list(REFERENCES)
+
+
 # --- a model whose gradients are its inputs ----------------------------------------------------------
 
 
@@ -208,3 +211,12 @@ def relative(found: Sequence[Any], expected: Sequence[Any], before: Optional[Seq
         float(np.abs(a - b).max() / np.maximum(np.abs(b).max(), np.abs(c).max()))
         for a, b, c in zip(found, expected, expected if before is None else before)
     )
+
+
+def making(name: str, module: Any = poptorch.optim, **values: Any) -> Callable[[Any], Any]:
+    """Something that makes an optimizer of parameters."""
+    return lambda params: getattr(module, name)(params, **{"lr": 0.01, **values})
+
+
+def sgd(**values: Any) -> Callable[[Any], Any]:
+    return making("SGD", **values)

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from emulator_models import options
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optimizer_references import REFERENCES, Reference, Training, random_gradients, random_weights, referred, relative
+from optimizer_references import (
+    REFERENCES,
+    Reference,
+    Training,
+    making,
+    random_gradients,
+    random_weights,
+    referred,
+    relative,
+)
 from torch import Tensor, nn
 
 decays = st.sampled_from([0.0, 0.01, 0.3])
@@ -103,9 +112,7 @@ def test_given_gradients(
     weights = random_weights(seed, shapes)
     gradients = random_gradients(calls * setting.iterations * setting.count, weights, seed + 1)
 
-    def make(params: Any) -> Any:
-        return getattr(poptorch.optim, name)(params, lr=lr, loss_scaling=loss_scaling, **values)
-
+    make = making(name, lr=lr, loss_scaling=loss_scaling, **values)
     found = Training(weights, make, setting.options).updates(calls, gradients).weights
     reference = reference_of(name, weights, {"lr": lr, **values})
     expected = referred(reference, calls * setting.iterations, gradients, setting.mean)

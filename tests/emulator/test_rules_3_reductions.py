@@ -14,6 +14,7 @@ from optimizer_references import (
     Given,
     ReferenceSGD,
     Training,
+    making,
     random_gradients,
     random_weights,
     referred,
@@ -34,7 +35,7 @@ def reducing(reduction: Any = MEAN, strategy: Any = POST, **how: int) -> Any:
 
 
 def sgd(**values: Any) -> Any:
-    return lambda params: poptorch.optim.SGD(params, **{"lr": 0.1, **values})
+    return making("SGD", **{"lr": 0.1, **values})
 
 
 # --- reduction ---------------------------------------------------------------------------------------
@@ -167,9 +168,7 @@ def test_rule_3_6_the_loss_scale_cancels_out(name: str, values: Any) -> None:
     gradients = random_gradients(12, weights)
 
     def trained(loss_scaling: float) -> Any:
-        def make(params: Any) -> Any:
-            return getattr(poptorch.optim, name)(params, lr=0.01, loss_scaling=loss_scaling, **values)
-
+        make = making(name, loss_scaling=loss_scaling, **values)
         return Training(weights, make, options(accumulation=2, replicas=2)).updates(3, gradients).weights
 
     plain, scaled = trained(1.0), trained(4096.0)
