@@ -98,6 +98,8 @@ def _as_input(tensor: Tensor) -> Tensor:
     if not tensor.is_contiguous():
         log_once("At least one input tensor is not contiguous: it is copied for every call")
         tensor = tensor.contiguous()
+    if tensor.is_inference():
+        tensor = tensor.clone()  # else the backward pass could not keep it
     if tensor.dtype == torch.float64:
         return tensor.float()
     if tensor.dtype == torch.int64 and tensor.abs().max() >= 2**31:
@@ -182,4 +184,13 @@ def _join(column: Sequence[Any]) -> Any:
         joined = torch.stack(list(column)) if len(column) > 1 else first.clone()
     else:
         joined = torch.cat(list(column)) if len(column) > 1 else first.clone()
-    return joined.to(_OUTPUT_TYPES.get(joined.dtype, joined.dtype))
+    joined = joined.to(_OUTPUT_TYPES.get(joined.dtype, joined.dtype))
+    joined.backward = _refuse_backward  # type: ignore[method-assign]
+    return joined
+
+
+def _refuse_backward(*args: Any, **kwargs: Any) -> None:
+    raise Error(
+        "backward() cannot be called on what the device returns (rule 1.17): a training model computes gradients and "
+        "updates its weights by itself, in the call that returned this"
+    )

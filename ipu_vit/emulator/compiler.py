@@ -7,7 +7,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ipu_vit.emulator import functions
-from ipu_vit.emulator.attention import math_attention
 from ipu_vit.emulator.batches import HostBatch, Layout
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.limits import check_options, check_program
@@ -49,14 +48,16 @@ def _trace(
     inputs = [fake.from_tensor(tensor) for tensor in batch.micro_batch(0, layout.micro_batches)]
     args, kwargs = batch.arguments(inputs)
     fakes = weights.fakes(fake)
-    recorder = Recorder(functions.replacements(random), weights.name_of, functions.on_device_types)
+    recorder = Recorder(
+        functions.replacements(random), weights.name_of, functions.on_device_types, functions.check_call
+    )
     for tensor in inputs:
         recorder.new_slot(tensor)
     recorder.weights = {name: recorder.new_slot(tensor) for name, tensor in fakes.items()}
     parameters = {id(tensor): name for name, tensor in fakes.items() if isinstance(tensor, nn.Parameter)}
     tracer = Tracer(options._strategy, parameters, recorder, training)
     tracer.inputs = {id(tensor): f"Input {position}" for position, tensor in enumerate(inputs)}
-    with weights.installed(fakes), torch.set_grad_enabled(training), math_attention():
+    with weights.installed(fakes), torch.set_grad_enabled(training):
         with tracing(tracer, recorder, options._strategy, fake):
             result = model(*args, **kwargs)
     tracer.check(result)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ipu_vit.emulator import optim
-from ipu_vit.emulator.attention import math_attention
 from ipu_vit.emulator.batches import HostBatch, Layout
 from ipu_vit.emulator.compiler import compile_program
 from ipu_vit.emulator.enums import ConnectionType, OutputMode
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.exported import Executable, read_executable, write_executable
+from ipu_vit.emulator.host_switches import neutral
 from ipu_vit.emulator.latency import Latency
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.options import Options
@@ -134,6 +134,7 @@ class PoplarExecutor:
             return
         self._compile(HostBatch(self._signature, args, kwargs))
 
+    @neutral()
     def _compile(self, batch: HostBatch) -> None:
         started = time.perf_counter()
         for hook in _hooks["before"]:
@@ -167,6 +168,7 @@ class PoplarExecutor:
 
     # Run --------------------------------------------------------------------------------------
 
+    @neutral()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one host batch and return what `forward` returned, for the micro batches the output mode keeps."""
         assert self._options.connection_type != ConnectionType.Never, (
@@ -182,8 +184,7 @@ class PoplarExecutor:
             self._attached = True
         if not self._training:
             self._follow_trainer()
-        with math_attention():
-            result = self._runner(batch)
+        result = self._runner(batch)
         if self._training:
             self._weights.host_is_stale = True
         self._latency.note(self._runner.times, len(batch.tensors), self._runner.outputs)

@@ -1,8 +1,8 @@
 """PyTorch functions that behave otherwise on the device than on a CPU.
 
-While a model's forward is traced, calls of the functions in `Replacements` get the device's
+While a model's forward is traced, calls of the functions in `replacements` get the device's
 behaviour: losses are reported, GELU takes its tanh form, dropout draws from the device's random
-numbers, and what would look at a tensor's data is refused.
+numbers, and what would look at a tensor's data is refused. `substitutes` has what is no function.
 """
 
 from __future__ import annotations
@@ -14,18 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipu_vit.emulator import device
+from ipu_vit.emulator import handlers, losses
 from ipu_vit.emulator.errors import Error
+from ipu_vit.emulator.log import log_once
 from ipu_vit.emulator.random import DeviceRandom
 from ipu_vit.emulator.tape import is_fake, opaque
-
-# Functions that PopTorch recognises as losses: each carries an implicit identity_loss (rule 2.1).
-_LOSSES = (
-    F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
-    F.kl_div, F.ctc_loss, F.poisson_nll_loss, F.hinge_embedding_loss, F.margin_ranking_loss, F.soft_margin_loss,
-    F.triplet_margin_loss, F.cosine_embedding_loss, F.multilabel_soft_margin_loss,
-)  # fmt: skip
-_DEVICE = torch.device("ipu:0")
+from ipu_vit.emulator.user_code import current_line
 
 
 def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
@@ -36,11 +30,9 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         F.dropout: dropout,
         torch.dropout: lambda input, p, train: dropout(input, p, train),
         F.scaled_dot_product_attention: _attention,
-        F.cross_entropy: _cross_entropy,
         F.one_hot: _one_hot,
         F.rrelu: _rrelu,
         Tensor.double: lambda input: input.float(),  # the device has no float64 (rule 6.7)
-        Tensor.device.__get__: lambda input: _DEVICE if _is_on_device(input) else torch.device("cpu"),  # type: ignore[attr-defined]
         Tensor.__iter__: _iterate,
         Tensor.__repr__: lambda input, **_: "<unavailable>" if _is_on_device(input) else "tensor(...)",
         Tensor.__format__: lambda input, specification: "<unavailable>" if _is_on_device(input) else "tensor(...)",
@@ -50,12 +42,31 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         Tensor.cpu: _refusing(Tensor.cpu, "Illegal move to CPU", "cpu()"),
         Tensor.to: _to,
     }
-    table.update({loss: _reporting(loss) for loss in _LOSSES})
+    table.update(losses.replacements())
     return table
 
 
+def check_call(function: Any, kwargs: Dict[str, Any]) -> None:
+    """Look at a call before it is made: refuse it, or warn of what becomes of it."""
+    if _autocasts():
+        raise Error(
+            f"autocast is not supported: convert the model or parts of it by half() and float() ({current_line()})"
+        )
+    if function in handlers.FACTORIES and kwargs.get("device") is None:
+        log_once(
+            f"torch.{function.__name__} has no device= in forward: its result is made on the IPU all the same; pass "
+            f"device=x.device of some tensor x ({current_line()})"
+        )
+
+
+def _autocasts() -> bool:
+    if hasattr(torch, "get_autocast_dtype"):  # from PyTorch 2.4 on, one function answers for every device
+        return torch.is_autocast_enabled("cpu")
+    return torch.is_autocast_cpu_enabled()
+
+
 def on_device_types(value: Any, function: Any, name: Optional[str] = None) -> Any:
-    """An argument as the device takes it: float32 for float64, and "ipu" meaning the emulated one."""
+    """An argument as the device takes it: float32 for float64, and the CPU that emulates it for "ipu"."""
     if value is torch.float64:
         return torch.float32
     if isinstance(value, torch.device) and value.type == "ipu":
@@ -117,7 +128,9 @@ def _iterate(input: Tensor) -> Iterator[Tensor]:
 def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     for value in (*args, kwargs.get("device")):
         if str(value) == "cpu" and isinstance(value, (str, torch.device)) and _is_on_device(input):
-            raise Error('Illegal move to CPU: forward runs on the device; take .to("cpu") out of it')
+            raise Error(
+                f'Illegal move to CPU: forward runs on the device; take .to("cpu") out of it ({current_line()})'
+            )
     args = tuple(on_device_types(value, Tensor.to) for value in args)
     kwargs = {name: on_device_types(value, Tensor.to, name) for name, value in kwargs.items()}
     result: Tensor = _moved(input, *args, **kwargs)
@@ -132,67 +145,7 @@ def _moved(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def _refusing(function: Callable[..., Any], why: str, what: str) -> Callable[..., Any]:
     def call(input: Tensor, *args: Any, **kwargs: Any) -> Any:
         if _is_on_device(input):
-            raise Error(f"{why}: forward must not look at a tensor's values, as {what} does")
+            raise Error(f"{why}: forward must not look at a tensor's values, as {what} does ({current_line()})")
         return function(input, *args, **kwargs)
 
     return call
-
-
-# Losses -----------------------------------------------------------------------------------------
-
-
-def _report(loss: Tensor) -> Tensor:
-    context = device.active()
-    if context is not None:
-        context.on_loss(loss)
-    return loss
-
-
-def _reporting(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    compute = opaque(_with_long_indices(loss) if loss is F.nll_loss else loss)
-
-    def call(*args: Any, **kwargs: Any) -> Tensor:
-        return _report(compute(*args, **kwargs))
-
-    return call
-
-
-def _with_long_indices(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss by class index; PyTorch's CPU operators insist on int64 indices, the device has int32."""
-
-    def call(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return loss(input, target.long(), *args, **kwargs)
-
-    call.__name__ = loss.__name__
-    return call
-
-
-_class_cross_entropy = _reporting(_with_long_indices(F.cross_entropy))
-
-
-def _cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
-    given: Dict[str, Any] = {**dict(zip(names, args)), **kwargs}
-    smoothing = given.get("label_smoothing", 0.0)
-    if target.dtype.is_floating_point:
-        # Class probabilities: PyTorch takes it apart, and no loss operator is left (rule 2.4).
-        terms = -(F.log_softmax(input, 1) * (target * (1 - smoothing) + smoothing / input.shape[1])).sum(1)
-        return _reduced(terms, given.get("reduction", "mean"))
-    if not smoothing:
-        return _class_cross_entropy(input, target, *args, **kwargs)
-    reduction = given.get("reduction", "mean")
-    if reduction == "mean":
-        raise Error(
-            "cross_entropy with label_smoothing and reduction 'mean' needs masked_select, which a device cannot have: "
-            "write the smoothing out and wrap its result in poptorch.identity_loss"
-        )
-    # What follows the loss operator is computed, but not differentiated (rule 2.3).
-    logs = F.log_softmax(input, 1)
-    nll = F.nll_loss(logs, target, reduction=reduction)
-    smooth = _reduced(-logs.sum(1), reduction)
-    return (1 - smoothing) * nll + smoothing / input.shape[1] * smooth
-
-
-def _reduced(terms: Tensor, reduction: str) -> Tensor:
-    reductions: Dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "sum": torch.sum}
-    return reductions[reduction](terms) if reduction in reductions else terms

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
-# Operators that move or create numbers without computing any: half tensors pass as they are.
-_MOVES = {
+#: Operators that move or create numbers without computing any: half tensors pass as they are.
+MOVES = {
     "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "as_strided", "as_strided_", "cat", "chunk", "clone",
     "constant_pad_nd", "contiguous", "copy", "copy_", "detach", "detach_", "diagonal", "empty", "empty_like",
     "empty_strided", "equal", "expand", "fill", "fill_", "flatten", "flip", "full", "full_like", "gather", "index",
@@ -126,7 +126,7 @@ def _rule_of(func: Any) -> _Rule:
         if argument.alias_info is not None and argument.alias_info.is_write and not argument.kwarg_only
     )
     return _Rule(
-        moves=name in _MOVES,
+        moves=name in MOVES,
         written=written or _WRITTEN_STATISTICS.get(name, ()),
         rounded=1 if name in _STATISTICS else None,
         ignores_float_inputs=name in _STATISTICS or name in _STATISTICS_BACKWARD,

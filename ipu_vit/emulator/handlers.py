@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, Optional
 
 import torch
-from torch import Tensor
 
 # Operators that PopTorch 3.4 has a lowering for, by their names in aten.
 _HANDLED = """
@@ -46,12 +45,16 @@ _HANDLED = """
 # What PyTorch's versions make of these, and of what they consist of, when they take a model apart.
 _PARTS = """
     _adaptive_avg_pool2d _adaptive_avg_pool3d _batch_norm_with_update _ctc_loss _embedding_bag_forward_only
-    _index_put_impl _log_softmax_backward_data _native_batch_norm_legit _native_batch_norm_legit_functional
-    _native_batch_norm_legit_no_training _to_copy _trilinear clip cross_entropy empty_like fill is_same_size
-    lift_fresh lift_fresh_copy multi_head_attention_forward native_dropout new_empty new_empty_strided nll_loss
-    pixel_unshuffle rand_like randint_like randn_like rrelu_with_noise_functional scalar_tensor slice_scatter
-    unsafe_split unsafe_split_with_sizes zero
+    _index_put_impl _local_scalar_dense _log_softmax_backward_data _native_batch_norm_legit
+    _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _to_copy _trilinear clip
+    cross_entropy empty_like fill is_same_size lift_fresh lift_fresh_copy multi_head_attention_forward
+    native_dropout new_empty new_empty_strided nll_loss pixel_unshuffle rand_like randint_like randn_like
+    rrelu_with_noise_functional scalar_tensor slice_scatter unsafe_split unsafe_split_with_sizes zero
 """
+
+
+#: Functions that PopTorch meets whole, though later versions of PyTorch take them apart.
+WHOLE = frozenset({"repeat_interleave"})
 
 
 def _plain(name: str) -> str:
@@ -74,13 +77,6 @@ def _argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:
     return None
 
 
-def _if_given(name: str, why: str) -> Callable[[Any, Any, Any], Optional[str]]:
-    def check(func: Any, args: Any, kwargs: Any) -> Optional[str]:
-        return why if isinstance(_argument(func, args, kwargs, name), Tensor) else None
-
-    return check
-
-
 def _if_equal(name: str, value: Any, why: str) -> Callable[[Any, Any, Any], Optional[str]]:
     def check(func: Any, args: Any, kwargs: Any) -> Optional[str]:
         given = _argument(func, args, kwargs, name)
@@ -93,11 +89,8 @@ def _always(why: str) -> Callable[[Any, Any, Any], Optional[str]]:
     return lambda func, args, kwargs: why
 
 
-_CLASS_WEIGHTS = "class weights are not supported: multiply the logits or the losses yourself"
 # Operators that are handled, but not with every argument (rules 12.6 and section 13).
 _RESTRICTED: Dict[str, Callable[[Any, Any, Any], Optional[str]]] = {
-    "nll_loss_forward": _if_given("weight", _CLASS_WEIGHTS),
-    "nll_loss2d_forward": _if_given("weight", _CLASS_WEIGHTS),
     "topk": _if_equal("sorted", False, "sorted=False is not supported: leave it out"),
     "upsample_bicubic2d": _if_equal("align_corners", True, "align_corners=True is not supported: use False"),
     "upsample_linear1d": _always("linear interpolation of one dimension is not supported: use nearest or bilinear"),

@@ -21,6 +21,7 @@ def check_program(program: Program, options: Options, training: bool) -> None:
     """Raise Error unless the traced program can run with these options."""
     if options._strategy.pipelined:
         _check_pipeline_is_full(program, options, training)
+        _check_every_n(program, options)
     if program.overlaps_io:
         _check_overlap(options)
     if options.exists("ipus_per_replica") and program.ipus > options.ipus_per_replica:
@@ -71,6 +72,16 @@ def _check_pipeline_is_full(program: Program, options: Options, training: bool) 
         raise Error(
             f"poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages "
             f"({stages}), but is {iterations}"
+        )
+
+
+def _check_every_n(program: Program, options: Options) -> None:
+    """A pipeline cannot skip batches on their way out (rule 1.7)."""
+    modes = [OutputMode(options.output_mode), *(mode for _, mode, _ in options.anchors().values())]
+    if program.ipus > 1 and OutputMode.EveryN in modes:
+        raise Error(
+            "OutputMode.EveryN does not go with PipelinedExecution over more than one IPU: use OutputMode.All and drop "
+            "the rest"
         )
 
 

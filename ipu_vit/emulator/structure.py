@@ -6,6 +6,7 @@ with `poptorch.registerCustomArgParser` are containers; everything else is a lea
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
 
@@ -19,7 +20,7 @@ class Structure:
     kind: Optional[type] = None  # None: a leaf
     keys: Tuple[Any, ...] = ()
     children: Tuple[Structure, ...] = ()
-    #: the object itself, where its parser builds the new one from it
+    #: the object itself, where the new one is built from it
     original: Any = dataclasses.field(default=None, compare=False)
 
     def build(self, leaves: Iterable[Any]) -> Any:
@@ -49,7 +50,7 @@ def _take(value: Any, add: Callable[[Any], None]) -> Structure:
         tensors = list(parser.yieldTensors(value))
         return Structure(kind, (), tuple(_take(tensor, add) for tensor in tensors), value)
     if isinstance(value, dict):
-        return Structure(kind, tuple(value), tuple(_take(item, add) for item in value.values()))
+        return Structure(kind, tuple(value), tuple(_take(item, add) for item in value.values()), value)
     if isinstance(value, (list, tuple)):
         return Structure(kind, (), tuple(_take(item, add) for item in value))
     add(value)
@@ -66,6 +67,12 @@ def _build(structure: Structure, leaves: Iterator[Any]) -> Any:
     items = [_build(child, leaves) for child in structure.children]
     if issubclass(kind, dict):
         pairs = dict(zip(structure.keys, items))
-        return pairs if kind is dict else kind(**pairs) if dataclasses.is_dataclass(kind) else kind(pairs)
+        if kind is dict:
+            return pairs
+        if dataclasses.is_dataclass(kind):
+            return kind(**pairs)
+        built = copy.copy(structure.original)  # a class of dictionaries may need more than their contents
+        built.update(pairs)
+        return built
     make: Any = kind
     return make(*items) if hasattr(kind, "_fields") else make(items)

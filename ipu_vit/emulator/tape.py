@@ -161,7 +161,7 @@ class Recorder(TorchFunctionMode):
 
     `replacements` maps functions to what the device does instead. `name_of` tells the weight that a
     host tensor is, if it is one: models may keep their parameters in lists that nobody can find.
-    `translate` makes an argument what the device takes for it; `on_call` is told of each function.
+    `translate` makes an argument what the device takes for it; `check` sees each call before it is made.
     """
 
     def __init__(
@@ -169,12 +169,14 @@ class Recorder(TorchFunctionMode):
         replacements: Dict[Any, Callable[..., Any]],
         name_of: Callable[[Tensor], Optional[str]],
         translate: Callable[..., Any],
+        check: Callable[[Any, Dict[str, Any]], None],
     ) -> None:
         super().__init__()
         #: the function that is being called, for whoever sees the operators inside it
         self.calling: Optional[Callable[..., Any]] = None
         self._replacements = replacements
         self._translate = translate
+        self._check = check
         self.entries: List[Entry] = []
         self.weights: Dict[str, int] = {}
         self.constants: Dict[int, Tensor] = {}
@@ -222,7 +224,12 @@ class Recorder(TorchFunctionMode):
                 return replacement(*args, **(kwargs or {}))
         args = [self._translate(arg, func) for arg in args]
         kwargs = {name: self._translate(value, func, name) for name, value in (kwargs or {}).items()}
-        return self._call(func, args, kwargs)
+        self._check(func, kwargs)
+        result = self._call(func, args, kwargs)
+        if isinstance(result, Tensor) and result.dtype == torch.float64:
+            # The device has no float64 (rule 6.7), but constants of the host may be.
+            result = self._call(Tensor.float, [result], {})
+        return result
 
     def _call(self, function: Callable[..., Any], args: List[Any], kwargs: Dict[str, Any]) -> Any:
         """Call a function and note it, if it gives or changes tensors."""
@@ -299,7 +306,7 @@ class Recorder(TorchFunctionMode):
             weights=self.weights,
             written_weights=[name for name, slot in self.weights.items() if slot in self.written],
             assigned_weights=[name for name, slot in self.weights.items() if slot in self.written - self.statistics],
-            constants={slot: tensor.detach() for slot, tensor in self.constants.items()},
+            constants={slot: tensor.detach().clone() for slot, tensor in self.constants.items()},
             written_constants=self.written.intersection(self.constants),
             results=results,
             structure=structure,

@@ -8,7 +8,7 @@ every operator under the pipeline stage that is active. What cannot be traced fa
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -19,11 +19,13 @@ from torch.utils._pytree import tree_flatten, tree_map
 from ipu_vit.emulator import device, handlers
 from ipu_vit.emulator.enums import OverlapMode
 from ipu_vit.emulator.errors import Error
+from ipu_vit.emulator.half import MOVES
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.program import Program, StageRecord
 from ipu_vit.emulator.stages import Placement, Strategy
 from ipu_vit.emulator.structure import flatten
-from ipu_vit.emulator.tape import Recorder, is_opaque
+from ipu_vit.emulator.substitutes import substitutes
+from ipu_vit.emulator.tape import Recorder, is_fake, is_opaque
 from ipu_vit.emulator.user_code import current_line, line_of
 
 # Operators that neither compute nor move data on a device.
@@ -65,6 +67,12 @@ class Tracer(TorchDispatchMode, device.Context):
         self._seen: Dict[int, _Origin] = {}
         # Operators that a device cannot run, with the line that calls them.
         self._unsupported: Dict[str, str] = {}
+        self._computing = False
+
+    def is_program(self) -> bool:
+        """Whether forward's own Python runs now: not PyTorch's inside one of its calls, nor what the host computes."""
+        ours = device.active() is self and torch._C._is_torch_function_mode_enabled()
+        return ours and self.recorder.calling is None and not self._computing
 
     # Blocks -----------------------------------------------------------------------------------
 
@@ -120,7 +128,11 @@ class Tracer(TorchDispatchMode, device.Context):
         if namespace == "prim":  # questions about a tensor, not operators
             return func(*args, **kwargs)
         self._check_support(func, f"{namespace}::{name}", args, kwargs)
-        result = _call(func, args, kwargs)
+        self._computing = True
+        try:
+            result = _call(func, args, kwargs)
+        finally:
+            self._computing = False
         inputs = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
         outputs = [item for item in tree_flatten(result)[0] if isinstance(item, Tensor)]
         record = self._record()
@@ -131,7 +143,7 @@ class Tracer(TorchDispatchMode, device.Context):
         origins = [origin for origin in (self._use(tensor, record) for tensor in inputs) if origin is not None]
         losses = frozenset().union(*(origin.losses for origin in origins)) if origins else frozenset()
         after = next((origin.after_loss for origin in origins if origin.after_loss), "")
-        if losses and name not in _FREE:
+        if losses and name not in MOVES:
             after = f"{name} ({current_line()})"
         for tensor in outputs:
             self._seen[id(tensor)] = _Origin(tensor, record.ipu, losses, after)
@@ -145,7 +157,10 @@ class Tracer(TorchDispatchMode, device.Context):
         refused = handlers.restriction(func, args, kwargs)
         if refused is not None:
             raise Error(f"{name}: {refused} ({current_line()})")
-        if not handlers.is_handled(getattr(calling, "__name__", "")) and not handlers.is_handled(name.split("::")[1]):
+        function = getattr(calling, "__name__", "")
+        if function in handlers.WHOLE:
+            self._unsupported.setdefault(f"aten::{function}", current_line())
+        elif not handlers.is_handled(function) and not handlers.is_handled(name.split("::")[1]):
             self._unsupported.setdefault(name, current_line())
 
     def _record(self) -> StageRecord:
@@ -196,10 +211,17 @@ class Tracer(TorchDispatchMode, device.Context):
         if self._unsupported:
             found = "; ".join(f"{name} at {line}" for name, line in self._unsupported.items())
             raise Error(f"Unsupported ops found in compiled model: {found}. PopTorch has no lowering for them")
+        leaves = flatten(result)[0]
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) and any(map(_is_tensor_of_trace, _inside(leaf))):
+                raise Error(
+                    f"forward returns tensors inside a {type(leaf).__name__}, where nobody finds them: return them in "
+                    "a tuple, list, dictionary or named tuple, or call poptorch.registerCustomArgParser for the type"
+                )
         if not self.training:
             return
         final = self.program.loss_index
-        for leaf in flatten(result)[0]:
+        for leaf in leaves:
             origin = self._seen.get(id(leaf))
             if origin is not None and origin.after_loss and final in origin.losses:
                 logger.warning(
@@ -214,7 +236,7 @@ def tracing(tracer: Tracer, recorder: Recorder, strategy: Strategy, fake: FakeTe
     """Trace what runs inside."""
     strategy.onStartTracing()
     try:
-        with device.context(tracer), fake, tracer, recorder:
+        with device.context(tracer), substitutes(tracer.is_program), fake, tracer, recorder:
             yield
     except DataDependentOutputException as error:
         raise Error(
@@ -267,6 +289,14 @@ def _narrowed(value: Any) -> Any:
     if isinstance(value, Tensor) and value.dtype == torch.float32:
         return torch.ops.aten._to_copy.default(value, dtype=torch.float16)
     return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (set, frozenset)) else getattr(value, "__dict__", {}).values()
+
+
+def _is_tensor_of_trace(value: Any) -> bool:
+    return isinstance(value, Tensor) and is_fake(value)
 
 
 def _item(error: DataDependentOutputException) -> str:

@@ -11,6 +11,7 @@ from typing import Optional, Tuple
 import torch
 
 _NOT_THE_USERS: Tuple[str, ...] = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+_STANDARD_LIBRARY = str(Path(linecache.__file__).parent)
 
 
 def current_line() -> str:
@@ -32,7 +33,10 @@ def line_of(traceback: Optional[TracebackType]) -> str:
 
 
 def _is_the_users(code: CodeType) -> bool:
-    return not code.co_filename.startswith(_NOT_THE_USERS)
+    file = code.co_filename
+    if file.startswith(_NOT_THE_USERS):
+        return False
+    return not file.startswith(_STANDARD_LIBRARY) or "site-packages" in file
 
 
 def _describe(code: CodeType, line: int) -> str:
