@@ -7,8 +7,6 @@ runs on the device: the executor reads their attributes when a model is wrapped 
 
 from __future__ import annotations
 
-from typing import Any, Dict
-
 from ipu_vit.emulator.optim.adam import Adam, AdamW
 from ipu_vit.emulator.optim.attributes import SGD_KINDS, Attributes, Group, Kind, read_attributes
 from ipu_vit.emulator.optim.base import Optimizer, VariableAttributes
