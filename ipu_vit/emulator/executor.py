@@ -7,12 +7,12 @@ weights.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import inspect
 import random as host_random
 import time
-import weakref
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +24,18 @@ from ipu_vit.emulator.enums import ConnectionType, OutputMode
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.exported import Executable, read_executable, write_executable
 from ipu_vit.emulator.host_switches import neutral
+from ipu_vit.emulator.host_tensors import require_unwrapped, trainer_of, unwrap_module, wrap_module
 from ipu_vit.emulator.latency import Latency
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 from ipu_vit.emulator.random import DeviceRandom
+from ipu_vit.emulator.replica_groups import GroupableParameter, joined, parted
 from ipu_vit.emulator.runner import Runner, SharedUpdate
 from ipu_vit.emulator.update import WeightUpdate
 from ipu_vit.emulator.version import POPTORCH_VERSION
 from ipu_vit.emulator.weights import DeviceWeights
 
-# Training executors by the module they train, so that inference with the same module follows (rule 8.4).
-_trainers: weakref.WeakKeyDictionary[nn.Module, weakref.ref[PoplarExecutor]] = weakref.WeakKeyDictionary()
 _hooks: Dict[str, List[Callable[[], None]]] = {"before": [], "after": []}
 
 
@@ -60,14 +60,14 @@ class PoplarExecutor:
         if options.defaultOutputMode():
             options.outputMode(OutputMode.Final if training else OutputMode.All)
         options._freeze()
-        if training and _trainer_of(model) is not None:
-            raise RuntimeError("This model is already wrapped for training: call destroy() on the other executor first")
+        # What runs, with its own class and flags, and the module that the program goes on using.
         self._model = model
         self._user_model = model if user_model is None else user_model
         self._options = options
         self._training = training
         self._optimizer = optimizer
         if training:
+            require_unwrapped(self._user_model)
             self._optimizer = optim.SGD(model.parameters(), lr=0.01) if optimizer is None else optimizer
             self._attributes = optim.read_attributes(self._optimizer, options)
         self._signature = inspect.signature(model.forward)
@@ -82,9 +82,11 @@ class PoplarExecutor:
         self._attached = False
         self._latency = Latency()
         self._followed = 0  # copies to the host, by the training executor, that this one has seen
-        self._weights.watch_host(following=training)
+        #: what `replicaGrouping` was told, by the parameter's name
+        self.per_replica_params = self._weights.chosen_groups
         if training:
-            _trainers[model] = weakref.ref(self)
+            self._weights.watch_host()
+            wrap_module(self._user_model, self)
             if isinstance(self._optimizer, optim.Optimizer):
                 self._optimizer.attach(self)
 
@@ -157,6 +159,12 @@ class PoplarExecutor:
 
     def _make_updates(self, program: Program) -> List[SharedUpdate]:
         attributes = self._attributes.named(self._weights.names_by_address())
+        by_all_weights = attributes.max_grad_norm != float("inf") or self._options.Training.automatic_loss_scaling
+        if self._weights.has_groups and by_all_weights:
+            raise Error(
+                "Weights that groups of replicas have for themselves cannot be emulated together with max_grad_norm or "
+                "automatic loss scaling, which depend on all weights"
+            )
         updates: List[SharedUpdate] = []
         for members, names in self._weights.sharers(program.trained).items():
             tensors = self._weights.replicas[members[0]]
@@ -179,9 +187,7 @@ class PoplarExecutor:
         assert self._compiled_for is not None and self._runner is not None
         batch = self._compiled_for.following(args, kwargs)
         if not self._attached:
-            if self._options.connection_type != ConnectionType.OnDemand or self._latency.calls:
-                raise Error("The device is detached: call attachToDevice() before running")
-            self._attached = True
+            self.attachToDevice()
         if not self._training:
             self._follow_trainer()
         result = self._runner(batch)
@@ -206,11 +212,15 @@ class PoplarExecutor:
 
     def _optimizer_state(self) -> Dict[str, Any]:
         assert self._runner is not None
-        return self._runner.updates[0].update.state()
+        states = [shared.update.state() for shared in self._runner.updates]
+        return {**states[0], "ipu_state": joined([state["ipu_state"] for state in states])} if states else {}
 
     def _load_optimizer_state(self, state: Dict[str, Any]) -> None:
         assert self._runner is not None
-        self._runner.updates[0].update.load(state)
+        updates = [shared.update for shared in self._runner.updates]
+        parts = parted(state["ipu_state"], [update.state()["ipu_state"] for update in updates])
+        for update, part in zip(updates, parts):
+            update.load({**state, "ipu_state": part})
 
     # Weights ----------------------------------------------------------------------------------
 
@@ -242,16 +252,16 @@ class PoplarExecutor:
         self._weights.to_device(names)
 
     def load_state_dict(self, state_dict: Dict[str, Tensor], strict: bool = True) -> Any:
-        """Load into the wrapped module, and on to the device if attached."""
-        self._weights.host_is_stale = False
-        result = self._model.load_state_dict(state_dict, strict)
+        """Load into the wrapped module, and on to the device if attached (rules 8.3, 8.9)."""
+        self.copyWeightsToHostIfNeeded()  # what the dictionary lacks keeps the values it was trained to
+        result = self._user_model.load_state_dict(state_dict, strict)
         if self._attached:
             self.copyWeightsToDevice()
         return result
 
     def _follow_trainer(self) -> None:
         """Take over weights that a training executor of the same module has changed (rule 8.4)."""
-        trainer = _trainer_of(self._model)
+        trainer = trainer_of(self._user_model)
         if trainer is None:
             return
         trainer.copyWeightsToHostIfNeeded()
@@ -266,6 +276,7 @@ class PoplarExecutor:
 
     def detachFromDevice(self) -> None:
         """Give the IPUs back, with the weights copied to the host first."""
+        self._check_compiled()
         if not self._attached:
             raise Error("The executor is not attached to a device")
         self.copyWeightsToHostIfNeeded()
@@ -273,8 +284,10 @@ class PoplarExecutor:
 
     def attachToDevice(self) -> None:
         """Take IPUs again, and put the host's weights on them."""
-        if not self.isCompiled():
-            raise Error("Compile the model before attaching it to a device")
+        self._check_compiled()
+        assert self._options.connection_type != ConnectionType.Never, (
+            "Trying to attach a model that is compiled for an offline target: load the executable where IPUs are"
+        )
         if self._attached:
             raise Error("The executor is attached to a device already")
         self._attached = True
@@ -292,7 +305,7 @@ class PoplarExecutor:
         self._attached = False
         if self._training:
             self._weights.unwatch_host()
-            _trainers.pop(self._model, None)
+            unwrap_module(self._user_model)
 
     # Files ------------------------------------------------------------------------------------
 
@@ -379,26 +392,29 @@ class PoplarExecutor:
         # Whatever is not the executor's is the wrapped module's.
         if name.startswith("__") or "_user_model" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self._user_model, name)
+        value = getattr(self._user_model, name)
+        if not isinstance(value, nn.Parameter):
+            return value
+        return GroupableParameter(value, lambda chosen: self.per_replica_params.update({name: chosen}))
 
-
-def _trainer_of(model: nn.Module) -> Optional[PoplarExecutor]:
-    """The executor that trains this module, if there is one."""
-    reference = _trainers.get(model)
-    return None if reference is None else reference()
+    def __repr__(self) -> str:
+        return repr(self._user_model)
 
 
 def trainingModel(
-    model: nn.Module, options: Optional[Options] = None, optimizer: Optional[torch.optim.Optimizer] = None
+    model: Union[nn.Module, PoplarExecutor],
+    options: Optional[Options] = None,
+    optimizer: Optional[torch.optim.Optimizer] = None,
 ) -> PoplarExecutor:
-    """`poptorch.trainingModel`."""
-    return PoplarExecutor(model, options, True, POPTORCH_VERSION, optimizer)
+    """`poptorch.trainingModel`; it takes a shallow copy, so flags that are set later do not count (rule 8.5)."""
+    module = model.model if isinstance(model, PoplarExecutor) else model
+    return PoplarExecutor(copy.copy(module), options, True, POPTORCH_VERSION, optimizer, module)
 
 
-def inferenceModel(model: Any, options: Optional[Options] = None) -> PoplarExecutor:
+def inferenceModel(model: Union[nn.Module, PoplarExecutor], options: Optional[Options] = None) -> PoplarExecutor:
     """`poptorch.inferenceModel`; a training executor may stand for its module (rule 8.1)."""
-    wrapped = model.model if isinstance(model, PoplarExecutor) else model
-    return PoplarExecutor(wrapped, options, False, POPTORCH_VERSION)
+    module = model.model if isinstance(model, PoplarExecutor) else model
+    return PoplarExecutor(copy.copy(module), options, False, POPTORCH_VERSION, None, module)
 
 
 def load(filename: str, edit_opts_fn: Optional[Callable[[Options], None]] = None) -> PoplarExecutor:
@@ -411,7 +427,11 @@ def load(filename: str, edit_opts_fn: Optional[Callable[[Options], None]] = None
     options.deleteIfExists("ipu_version")
     if edit_opts_fn is not None:
         edit_opts_fn(options)
-    executor = PoplarExecutor(executable.model, options, executable.training, POPTORCH_VERSION, executable.optimizer)
+    executor = (
+        trainingModel(executable.model, options, executable.optimizer)
+        if executable.training
+        else inferenceModel(executable.model, options)
+    )
     executor._take(executable)
     return executor
 

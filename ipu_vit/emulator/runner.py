@@ -133,7 +133,7 @@ class Runner:
                 self._report_progress(iteration, replica, step)
             self._arithmetic.put_back(weights, self._weights.replicas[replica], self._tape.written_weights)
         for shared, its in zip(self.updates, accumulators):
-            shared.update.apply(its, self._rounding_bits(layout.replicas))
+            shared.update.apply(its, self._rounding_bits(shared, layout.replicas))
         self._random.advance(layout.accumulation)
 
     def _run_micro_batch(
@@ -152,10 +152,13 @@ class Runner:
         return results, wanted, named
 
     def _new_accumulators(self, shared: SharedUpdate) -> List[Accumulators]:
-        return [shared.update.new_accumulators(self._rounding_bits(replica)) for replica in shared.replicas]
+        return [shared.update.new_accumulators(self._rounding_bits(shared, replica)) for replica in shared.replicas]
 
-    def _rounding_bits(self, stream: int) -> Optional[BitStream]:
-        return self._random.rounding(stream) if self._options.Precision.enable_stochastic_rounding else None
+    def _rounding_bits(self, shared: SharedUpdate, replica: int) -> Optional[BitStream]:
+        """Random bits for what a replica stores for an update, or after the last replica the update itself."""
+        if not self._options.Precision.enable_stochastic_rounding:
+            return None
+        return self._random.rounding(self.updates.index(shared) * (self._layout.replicas + 1) + replica)
 
     def _report_progress(self, iteration: int, replica: int, step: int) -> None:
         layout = self._layout

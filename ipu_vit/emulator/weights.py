@@ -7,7 +7,7 @@ PopTorch would. Replicas share them, but for what a group of replicas has for it
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase
 
 from ipu_vit.emulator.errors import Error
-from ipu_vit.emulator.host_tensors import grouping_of, unwatch, watch
+from ipu_vit.emulator.host_tensors import require_plain, unwatch, watch
+from ipu_vit.emulator.replica_groups import Chosen, ReplicaGrouping
 
 # Where a module keeps a tensor: the dictionary, and the key in it.
 Place = Tuple[Dict[str, Any], str]
@@ -27,31 +28,41 @@ class DeviceWeights:
     """The device's copies of a module's parameters and buffers, by their names in the module."""
 
     def __init__(self, model: nn.Module, replicas: int) -> None:
+        self._model = model
         self._places: Dict[str, List[Place]] = {}
         self._host: Dict[str, Tensor] = {}
-        #: names of the buffers of batch normalisations
-        self.statistics = {
-            f"{prefix}.{name}" if prefix else name
-            for prefix, module in model.named_modules()
-            if isinstance(module, _NormBase)
-            for name in module._buffers
-        }
-        self._recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+        self._recurrent: List[nn.RNNBase] = []
         #: names of the parameters that require gradients
         self.trained: List[str] = []
         #: names of the buffers
         self.buffers: List[str] = []
+        #: names of the buffers of batch normalisations
+        self.statistics: Set[str] = set()
         #: each replica's tensors; those of a group of replicas are the same objects
         self.replicas: List[Dict[str, Tensor]] = [{} for _ in range(replicas)]
         self.host_is_stale = False
         #: how often the device's weights were copied to the host
         self.copies_to_host = 0
+        #: what `replicaGrouping` was told, by the parameter's name
+        self.chosen_groups: Dict[str, Chosen] = {}
+        # The group of each replica, for the weights that groups have for themselves.
         self._groups: Dict[str, List[int]] = {}
-        self._find(model)
+        self._watching = False
 
-    def _find(self, model: nn.Module) -> None:
+    @property
+    def device(self) -> Dict[str, Tensor]:
+        """The first replica's tensors."""
+        return self.replicas[0]
+
+    # The host's tensors -----------------------------------------------------------------------
+
+    def find(self) -> None:
+        """Look for the module's tensors, as they are when it is wrapped or compiled."""
         names: Dict[int, str] = {}
-        for prefix, module in model.named_modules():
+        self._places, self._host = {}, {}
+        self.trained, self.buffers, self.statistics = [], [], set()
+        self._recurrent = [module for module in self._model.modules() if isinstance(module, nn.RNNBase)]
+        for prefix, module in self._model.named_modules():
             for tensors, trainable in ((module._parameters, True), (module._buffers, False)):
                 for key, tensor in tensors.items():
                     if tensor is None:
@@ -62,14 +73,27 @@ class DeviceWeights:
                         self._host[name] = tensor
                         if not trainable:
                             self.buffers.append(name)
+                            self.statistics.update([name] if isinstance(module, _NormBase) else [])
                         elif tensor.requires_grad:
                             self.trained.append(name)
                     self._places.setdefault(name, []).append((tensors, key))
 
-    @property
-    def device(self) -> Dict[str, Tensor]:
-        """The first replica's tensors."""
-        return self.replicas[0]
+    def _look_up(self) -> None:
+        """Find what the module has now in the places of the weights that were compiled."""
+        for name, places in self._places.items():
+            container, key = places[0]
+            tensor, before = container.get(key), self._host[name]
+            if tensor is before:
+                continue
+            if tensor is None or tensor.shape != before.shape:
+                found = "removed" if tensor is None else f"replaced by one of shape {tuple(tensor.shape)}"
+                raise Error(
+                    f"{name} of shape {tuple(before.shape)} was {found} after the model was compiled: wrap the changed "
+                    "model anew"
+                )
+            self._host[name] = tensor
+            if self._watching:
+                watch(tensor, self.refresh_host)
 
     def name_of(self, tensor: Tensor) -> Optional[str]:
         """The name of a host tensor, if it is one of the module's."""
@@ -83,12 +107,11 @@ class DeviceWeights:
 
     def fakes(self, fake: FakeTensorMode) -> Dict[str, Tensor]:
         """Tensors without data, as forward sees each weight."""
+        self.find()
         self._group()
         fakes: Dict[str, Tensor] = {}
         for name, host in self._host.items():
-            shape, stride = (
-                (host.shape[1:], host.stride()[1:]) if self._is_grouped(name) else (host.shape, host.stride())
-            )
+            shape, stride = (host.shape[1:], host.stride()[1:]) if name in self._groups else (host.shape, host.stride())
             with fake:
                 tensor = torch.empty_strided(shape, stride, dtype=_DEVICE_TYPES.get(host.dtype, host.dtype))
             is_parameter = isinstance(host, nn.Parameter)
@@ -102,7 +125,8 @@ class DeviceWeights:
         try:
             yield
             for name, places in self._places.items():
-                if any(container.get(key) is not tensors[name] for container, key in places):
+                replaced = any(container.get(key) is not tensors[name] for container, key in places)
+                if replaced and name not in self.statistics:
                     raise Error(
                         f"forward assigns a new tensor to {name}: a device can only change it in place, for example "
                         "with copy_()"
@@ -120,18 +144,23 @@ class DeviceWeights:
     # Replicas ---------------------------------------------------------------------------------
 
     def _group(self) -> None:
-        for name, host in self._host.items():
-            grouping = grouping_of(host)
-            self._groups[name] = [0] * len(self.replicas) if grouping is None else grouping.groups(len(self.replicas))
-            count = max(self._groups[name]) + 1
-            if count > 1 and (host.dim() == 0 or host.shape[0] != count):
+        self._groups = {}
+        for name, chosen in self.chosen_groups.items():
+            if name not in self._host:
+                raise Error(f"replicaGrouping was called for {name}, which is no parameter of the model any more")
+            groups, shape = ReplicaGrouping(*chosen).groups(len(self.replicas)), self._host[name].shape
+            count = max(groups) + 1
+            if not shape or shape[0] != count:
                 raise Error(
                     f"{name} has values for {count} groups of replicas, so its first dimension must be {count}, but "
-                    f"its shape is {tuple(host.shape)}"
+                    f"its shape is {tuple(shape)}"
                 )
+            self._groups[name] = groups
 
-    def _is_grouped(self, name: str) -> bool:
-        return max(self._groups[name]) > 0
+    @property
+    def has_groups(self) -> bool:
+        """Whether groups of replicas have weights of their own."""
+        return any(max(groups) for groups in self._groups.values())
 
     def separate(self, names: Sequence[str]) -> None:
         """From now on each replica has tensors of its own for these."""
@@ -143,11 +172,14 @@ class DeviceWeights:
         """Names by the replicas that share them: one entry for each group of replicas that has weights of its own."""
         sharers: Dict[Tuple[int, ...], List[str]] = {}
         for name in names:
-            groups = self._groups[name]
+            groups = self._groups_of(name)
             for group in range(max(groups) + 1):
                 members = tuple(replica for replica, its in enumerate(groups) if its == group)
                 sharers.setdefault(members, []).append(name)
         return sharers
+
+    def _groups_of(self, name: str) -> List[int]:
+        return self._groups.get(name, [0] * len(self.replicas))
 
     # Copies -----------------------------------------------------------------------------------
 
@@ -156,36 +188,30 @@ class DeviceWeights:
         """Copy the host's weights, or some of them, to the device."""
         if names is None:
             self.host_is_stale = False
+        self._look_up()
         for name in self._host if names is None else names:
-            host, first = self._host[name], name not in self.device
+            host, groups = self._host[name], self._groups_of(name)
             for replica, tensors in enumerate(self.replicas):
-                part = host[self._groups[name][replica]] if self._is_grouped(name) else host
-                before = self._before(name, replica)
-                if before is not None and first:
-                    tensors[name] = before
-                elif first:
-                    tensors[name] = part.detach().to(_DEVICE_TYPES.get(part.dtype, part.dtype), copy=True)
-                else:
+                part = host[groups[replica]] if name in self._groups else host
+                first_of_group = groups.index(groups[replica])
+                if name in tensors:
                     tensors[name].copy_(part)
-
-    def _before(self, name: str, replica: int) -> Optional[Tensor]:
-        """The tensor of an earlier replica of the same group."""
-        groups = self._groups[name]
-        first = groups.index(groups[replica])
-        return self.replicas[first][name] if first < replica else None
+                elif first_of_group < replica:
+                    tensors[name] = self.replicas[first_of_group][name]
+                else:
+                    tensors[name] = part.detach().to(_DEVICE_TYPES.get(part.dtype, part.dtype), copy=True)
 
     @torch.no_grad()
-    def to_host(self, names: Optional[Sequence[str]] = None) -> None:
-        """Copy the device's weights, or some of them, to the host: of each group, the first replica's."""
+    def to_host(self) -> None:
+        """Copy the device's weights to the host: of each group, the first replica's."""
         self.copies_to_host += 1
-        if names is None:
-            self.host_is_stale = False
-        for name in self.device if names is None else names:
-            if self._is_grouped(name):
-                for group in range(max(self._groups[name]) + 1):
-                    self._host[name][group].copy_(self.replicas[self._groups[name].index(group)][name])
-            else:
-                self._host[name].copy_(self.device[name])
+        self.host_is_stale = False
+        self._look_up()
+        for name, tensor in self.device.items():
+            if name in self._groups:
+                groups = self._groups[name]
+                tensor = torch.stack([self.replicas[groups.index(group)][name] for group in range(max(groups) + 1)])
+            self._host[name].copy_(tensor)
 
     def forget(self) -> None:
         """Free the device's tensors."""
@@ -198,11 +224,16 @@ class DeviceWeights:
         if self.host_is_stale:
             self.to_host()
 
-    def watch_host(self, following: bool) -> None:
-        """Mark the module's tensors as wrapped; if following, copy the device's back when they are touched."""
+    def watch_host(self) -> None:
+        """Have the module's tensors copied back when they are touched; Error for buffers that are no plain tensors."""
+        self.find()
+        for name in self.buffers:
+            require_plain(name, self._host[name])
+        self._watching = True
         for tensor in self._host.values():
-            watch(tensor, self.refresh_host if following else None)
+            watch(tensor, self.refresh_host)
 
     def unwatch_host(self) -> None:
+        self._watching = False
         for tensor in self._host.values():
             unwatch(tensor)

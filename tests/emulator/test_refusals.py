@@ -69,16 +69,6 @@ def test_rule_1_14_inference_does_not_accumulate() -> None:
         poptorch.inferenceModel(Layers(), options(accumulation=2))
 
 
-def test_rule_8_1_a_module_trains_once_at_a_time() -> None:
-    model = Layers()
-    executor = training(model)
-    with pytest.raises(RuntimeError, match="already wrapped"):
-        training(model)
-    executor.compile(*data(1))
-    executor.destroy()
-    training(model)
-
-
 def test_rule_12_1_forward_cannot_look_at_values() -> None:
     class Looks(Layers):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
@@ -86,18 +76,3 @@ def test_rule_12_1_forward_cannot_look_at_values() -> None:
 
     with pytest.raises(poptorch.Error, match="only supported in eager mode"):
         training(Looks()).compile(*data(1))
-
-
-def test_rule_8_4_devices_are_attached_once() -> None:
-    executor = training(Layers())
-    x, y = data(4)
-    executor(x, y)
-    with pytest.raises(poptorch.Error, match="attached"):
-        executor.attachToDevice()
-    executor.detachFromDevice()
-    with pytest.raises(poptorch.Error, match="detached"):
-        executor(x, y)
-    with pytest.raises(poptorch.Error, match="not attached"):
-        executor.detachFromDevice()
-    executor.attachToDevice()
-    executor(x, y)

@@ -67,7 +67,7 @@ _CONSTANT: Dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class Group:
-    """One parameter group: its parameters' addresses, later names, and the numbers of their update."""
+    """One parameter group: its parameters, later their names, and the numbers of their update."""
 
     parameters: List[Any]
     values: Dict[str, Any]
@@ -105,16 +105,16 @@ class Attributes:
         return float(self.groups[0]["loss_scaling"])
 
     def named(self, names: Dict[int, str]) -> Attributes:
-        """With names for the addresses of parameters; KeyError for one that is not the model's (rule 4.16)."""
+        """With names for parameters, by their addresses; KeyError for one that is not the model's (rule 4.16)."""
         groups = []
         for number, group in enumerate(self.groups):
-            for position, address in enumerate(group.parameters):
-                if address not in names:
+            for position, parameter in enumerate(group.parameters):
+                if parameter.data_ptr() not in names:
                     raise KeyError(
                         f"Parameter {position} of the optimizer's group {number} is not one of the wrapped model's: "
                         "make the optimizer of model.parameters(), after the model has got its type"
                     )
-            groups.append(replace(group, parameters=[names[address] for address in group.parameters]))
+            groups.append(replace(group, parameters=[names[parameter.data_ptr()] for parameter in group.parameters]))
         return replace(self, groups=groups)
 
     def check(self) -> None:
@@ -169,7 +169,7 @@ class Attributes:
 
 
 def read_attributes(optimizer: Any, options: Options, compiled: bool = False) -> Attributes:
-    """Read an optimizer, at wrap or by `setOptimizer`; parameters stand for themselves by their addresses.
+    """Read an optimizer, at wrap or by `setOptimizer`; compiling names the parameters.
 
     Fails as PopTorch does there: AssertionError for other optimizers and for values that are not Python
     numbers (rules 4.2, 4.15), ValueError for amsgrad, types and rule 3.4. `options` are the executor's
@@ -260,8 +260,7 @@ def _read_group(
         values["velocity_scaling"] = values["loss_scaling"]
         constants.discard("velocity_scaling")
         constants.update({"velocity_scaling"} if "loss_scaling" in constants else ())
-    parameters = [parameter.data_ptr() for parameter in group["params"]]
-    return Group(parameters=parameters, values=values, constants=frozenset(constants))
+    return Group(parameters=list(group["params"]), values=values, constants=frozenset(constants))
 
 
 def _check_value(name: str, value: Any) -> None:
