@@ -4,9 +4,9 @@
 
 ViT-B/16 at 224 px (micro batch 17 × accumulation 4, split over four IPUs with a recomputation checkpoint after
 every layer, SGD with momentum), and a ViT of tiny layers (width 96, 32 px) where every operator takes
-microseconds. Each variant runs in a process of its own, one after the other, with the same malloc settings; the
-rounds of all variants alternate so that a change of the machine's speed meets them all. Printed are images/s, the
-ratio to plain PyTorch in float32, and the most memory that the process held.
+microseconds. Each variant runs alone, in a process of its own with the same malloc settings, and takes its turn in
+every round, so that a change of the machine's speed meets them all. Printed are images/s of the fastest step, the
+ratio to plain PyTorch in float32, and the most memory that a process held.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 PROJECT = Path(__file__).resolve().parents[1]
 # As run.sh sets it: keeps the memory of large tensors instead of paying page faults for it in every step.
@@ -37,18 +37,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--quick", action="store_true", help="the tiny model only")
-    parser.add_argument("--rounds", type=int, default=2, help="measured steps of each variant")
-    parser.add_argument("--child", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=1, help="turns of each variant")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        serve(*arguments.child)
+        model, variant, steps = arguments.child
+        run_child(model, variant, int(steps))
         return
     figures: Dict[str, float] = {}
     for model in ["tiny"] if arguments.quick else ["vit_b16", "tiny"]:
         prefix = "" if model == "vit_b16" else f"{model}_"
         variants = [name for name in VARIANTS if model == "vit_b16" or name != "transformers_fp32"]
-        rounds = arguments.rounds if model == "vit_b16" else 10 * arguments.rounds
-        measured = measure(model, variants, rounds)
+        measured = measure(model, variants, arguments.rounds, steps=1 if model == "vit_b16" else 10)
         print(f"\n{model}: {MICRO_BATCH} × {ACCUMULATION} images a step, {os.cpu_count()} cores")
         print(f"{'':20}{'images/s':>10}{'of plain':>10}{'peak MiB':>10}")
         for name in variants:
@@ -60,53 +60,42 @@ def main() -> None:
         Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def measure(model: str, variants: List[str], rounds: int) -> Dict[str, Any]:
-    """Images/s of the fastest round, and peak bytes, of each variant."""
-    children = {name: _start(model, name) for name in variants}
+def measure(model: str, variants: List[str], rounds: int, steps: int) -> Dict[str, Any]:
+    """Images/s of the fastest step, and peak bytes, of each variant."""
     seconds: Dict[str, List[float]] = {name: [] for name in variants}
+    peaks = dict.fromkeys(variants, 0)
     for _ in range(rounds):
-        for name, child in children.items():
-            seconds[name].append(float(_ask(child, "step")))
-    peaks = {name: int(_ask(child, "peak")) for name, child in children.items()}
-    for child in children.values():
-        child.communicate()
+        for name in variants:
+            times, peak = _run_alone(model, name, steps)
+            seconds[name] += times
+            peaks[name] = max(peaks[name], peak)
     return {name: (MICRO_BATCH * ACCUMULATION / min(seconds[name]), peaks[name]) for name in variants}
 
 
-def _start(model: str, variant: str) -> subprocess.Popen:
-    arithmetic = "bfloat16" if variant == "fast" else "float16"
+def _run_alone(model: str, variant: str, steps: int) -> Tuple[List[float], int]:
     environment = {
         **os.environ,
         "GLIBC_TUNABLES": MALLOC,
         "PYTHONPATH": str(PROJECT),
-        "IPU_VIT_EMULATOR_ARITHMETIC": arithmetic,
+        "IPU_VIT_EMULATOR_ARITHMETIC": "bfloat16" if variant == "fast" else "float16",
     }
-    child = subprocess.Popen(
-        [sys.executable, __file__, "--child", model, variant],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    _ask(child, "step")  # the first step compiles and warms up
-    return child
+    command = [sys.executable, __file__, "--child", model, variant, str(steps)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    figures = json.loads(result.stdout)
+    return figures["seconds"], figures["peak"]
 
 
-def _ask(child: subprocess.Popen, question: str) -> str:
-    assert child.stdin is not None and child.stdout is not None
-    print(question, file=child.stdin, flush=True)
-    answer = child.stdout.readline()
-    assert answer, "a variant has failed, see above"
-    return answer
-
-
-def serve(model: str, variant: str) -> None:
-    """A child process: runs a step, or tells its peak memory, when asked."""
+def run_child(model: str, variant: str, steps: int) -> None:
+    """Measure one variant in this process; the first step, which compiles and warms up, does not count."""
     step = (plain_step if variant in ("plain_fp32", "transformers_fp32") else emulated_step)(model, variant)
-    for question in sys.stdin:
-        if question.strip() == "peak":
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
-            continue
+    step()
+    seconds: List[float] = []
+    for _ in range(steps):
         started = time.perf_counter()
         step()
-        print(time.perf_counter() - started, flush=True)
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "peak": peak}))
 
 
 def plain_step(name: str, variant: str) -> Callable[[], Any]:
