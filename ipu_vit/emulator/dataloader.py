@@ -5,65 +5,22 @@ loader with that batch size, and three things around it:
 
 - in the asynchronous modes an inner loader, of the same settings, runs in another process
   (`async_accessor`), which also joins smaller pieces to batches when rebatching;
-- with several processes, a sampler (`Partition`) picks this process's items;
+- with several processes, the dataset is cut into one part for each (`partition`);
 - a `batch_sampler`'s batches are joined until they make one call's worth (`Joined`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Sized, Union, cast
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
-import torch
 import torch.utils.data
-from torch.utils.data import IterableDataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import IterableDataset, Sampler
 
 from ipu_vit.emulator.async_accessor import AsynchronousDataAccessor, count_items
 from ipu_vit.emulator.enums import DataLoaderMode
 from ipu_vit.emulator.log import logger
-
-
-class Partition(Sampler[int]):
-    """This process's share of a dataset of which every process takes as many items (rule 7.11).
-
-    The dataset, in an order common to all processes, is cut into one contiguous block per process; what is
-    left over stays at the end:
-
-        order:   [ process 0 | process 1 | process 2 | rest ]
-
-    With a permuted order, every other epoch exchanges the rest with as many items from the front, so that two
-    epochs together see everything. `positions` says in which order a process goes through its block.
-    """
-
-    def __init__(
-        self, items: int, share: int, process: int, processes: int, positions: Iterable[int], seed: Optional[int]
-    ) -> None:
-        self._share = share
-        self._process = process
-        self._rest = items - share * processes
-        self._positions = positions
-        self._permuted = seed is not None
-        self._order = torch.arange(items)
-        if seed is not None:
-            self._order = torch.randperm(items, generator=torch.Generator().manual_seed(seed))
-        self._epoch = 0
-
-    def __len__(self) -> int:
-        return len(cast(Sized, self._positions))
-
-    def __iter__(self) -> Iterator[int]:
-        block = self._block()
-        self._epoch += 1
-        return (block[position] for position in self._positions)
-
-    def _block(self) -> List[int]:
-        order = self._order
-        if self._permuted and self._epoch % 2:
-            moved = min(self._rest, len(order) // 2)
-            end = len(order) - moved
-            order = torch.cat([order[end:], order[moved:end], order[:moved]])
-        first = self._process * self._share
-        block: List[int] = order[first : first + self._share].tolist()
-        return block
+from ipu_vit.emulator.options import Options
+from ipu_vit.emulator.partition import Epochs, Partition
 
 
 class Joined(Sampler[List[int]]):
@@ -89,10 +46,6 @@ class Joined(Sampler[List[int]]):
             yield joined
 
 
-class _KeepingAccessor(AsynchronousDataAccessor):
-    keeps_rest = True
-
-
 class DataLoader(torch.utils.data.DataLoader[Any]):
     """Yields batches for one call of a model compiled with `options`, which are frozen from here on."""
 
@@ -112,21 +65,18 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         batch_sampler: Optional[Union[Sampler[Sequence[int]], Iterable[Sequence[int]]]] = None,
         **kwargs: Any,
     ) -> None:
+        assert isinstance(options, Options), f"DataLoader takes a poptorch.Options first, not {options!r}"
         options._freeze()
+        mode = DataLoaderMode(mode)
         self._options = options
         self._accessor: Optional[AsynchronousDataAccessor] = None
-        self._keeps_rest = not drop_last
-        # Only the accessor can yield a last batch that is shorter than the first.
-        self._rebatches = mode == DataLoaderMode.AsyncRebatched or (mode == DataLoaderMode.Async and not drop_last)
-
         micro_batches = (
             options.device_iterations
             * (options.replication_factor // options.input_group_size)
             * options.Training.gradient_accumulation
         )
-        if batch_sampler is not None:
-            batch_size = getattr(batch_sampler, "batch_size", batch_size)
-        self._combined_batch_size: int = micro_batches * batch_size
+        micro_batch = batch_size if batch_sampler is None else getattr(batch_sampler, "batch_size", None)
+        self._combined_batch_size: Optional[int] = None if micro_batch is None else micro_batches * micro_batch
 
         partitioned = auto_distributed_partitioning and options.Distributed.numProcesses > 1
         loading: Dict[str, Any] = dict(
@@ -146,21 +96,21 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if isinstance(dataset, IterableDataset):
             self._check_iterable(partitioned, num_workers, kwargs)
         elif partitioned:
-            loading.update(sampler=self._partition(dataset, bool(shuffle), kwargs.get("sampler")), shuffle=None)
+            dataset = self._partition(dataset, bool(shuffle), drop_last)
+            if shuffle:
+                positions = kwargs.get("sampler")
+                loading.update(sampler=Epochs(range(len(dataset)) if positions is None else positions), shuffle=None)
         super().__init__(dataset, **loading)
-        self._warn_of_rest()
-
+        if not drop_last:
+            self._warn_of_rest()
         if mode != DataLoaderMode.Sync:
-            async_options = dict(async_options or {})
-            assert "rebatched_size" not in async_options, (
-                "rebatched_size is not one of the async_options: use mode=DataLoaderMode.AsyncRebatched"
+            # Only an accessor that rebatches can yield a last batch that is shorter than the first.
+            rebatches = mode == DataLoaderMode.AsyncRebatched or (not drop_last and self._combined_batch_size != 1)
+            if rebatches and self._combined_batch_size is not None and batch_sampler is None:
+                loading.update(batch_size=self._worker_size(rebatched_worker_size), drop_last=False)
+            self._accessor = self._make_accessor(
+                torch.utils.data.DataLoader(dataset, **loading), rebatches, drop_last, async_options or {}
             )
-            if self._rebatches:
-                async_options["rebatched_size"] = self._combined_batch_size
-                if batch_sampler is None:
-                    loading.update(batch_size=self._worker_size(rebatched_worker_size), drop_last=False)
-            accessor = _KeepingAccessor if self._keeps_rest else AsynchronousDataAccessor
-            self._accessor = accessor(torch.utils.data.DataLoader(dataset, **loading), **async_options)
 
     @property
     def combinedBatchSize(self) -> Optional[int]:
@@ -177,17 +127,28 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             self._accessor.terminate()
 
     def __len__(self) -> int:
-        # A batch sampler's batches are counted, the items in them are not.
+        # Batches without a batch size, as a batch sampler's, are counted; the items in them are not.
         return super().__len__() if self._accessor is None or self.batch_size is None else len(self._accessor)
 
     def __iter__(self) -> Any:
         return super().__iter__() if self._accessor is None else iter(self._accessor)
 
-    def _worker_size(self, rebatched_worker_size: Optional[int]) -> int:
-        size = self._combined_batch_size if rebatched_worker_size is None else rebatched_worker_size
-        assert size <= self._combined_batch_size, (
-            f"rebatched_worker_size ({size}) must not exceed the combined batch size ({self._combined_batch_size})"
+    def _make_accessor(
+        self, loader: Any, rebatches: bool, drop_last: bool, async_options: Dict[str, Any]
+    ) -> AsynchronousDataAccessor:
+        assert "rebatched_size" not in async_options, (
+            "rebatched_size is not one of the async_options: use mode=DataLoaderMode.AsyncRebatched"
         )
+        loader.rebatched_drop_last = drop_last
+        return AsynchronousDataAccessor(
+            loader, rebatched_size=self._combined_batch_size if rebatches else None, **async_options
+        )
+
+    def _worker_size(self, rebatched_worker_size: Optional[int]) -> int:
+        combined = self._combined_batch_size
+        assert combined is not None
+        size = combined if rebatched_worker_size is None else rebatched_worker_size
+        assert size <= combined, f"rebatched_worker_size ({size}) must not exceed the combined batch size ({combined})"
         return size
 
     def _check_iterable(self, partitioned: bool, num_workers: int, kwargs: Dict[str, Any]) -> None:
@@ -202,24 +163,26 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 num_workers,
             )
 
-    def _partition(self, dataset: Any, shuffle: bool, sampler: Optional[Iterable[int]]) -> Partition:
+    def _partition(self, dataset: Any, shuffle: bool, drop_last: bool) -> Partition:
         distributed = self._options.Distributed
-        items, processes = len(dataset), distributed.numProcesses
-        share = items // processes
-        if not self._keeps_rest:
-            share -= share % self._combined_batch_size
-        seed = None
-        if shuffle:
-            assert self._options.exists("random_seed"), (
-                "Shuffling over several processes needs the same Options.randomSeed in each of them"
-            )
-            seed = self._options.random_seed
-        if sampler is None:
-            sampler = RandomSampler(range(share)) if shuffle else SequentialSampler(range(share))
-        return Partition(items, share, distributed.processId, processes, sampler, seed)
+        assert self._combined_batch_size is not None, (
+            "batch_size=None leaves batches to the dataset, which then cannot be cut into the processes' parts: set "
+            "auto_distributed_partitioning=False"
+        )
+        assert not shuffle or self._options.exists("random_seed"), (
+            "Shuffling over several processes needs the same Options.randomSeed in each of them"
+        )
+        return Partition(
+            dataset,
+            distributed.processId,
+            distributed.numProcesses,
+            self._combined_batch_size,
+            drop_last,
+            self._options.random_seed if shuffle else None,
+        )
 
     def _warn_of_rest(self) -> None:
-        if not self._keeps_rest:
+        if self._combined_batch_size is None:
             return
         try:
             rest = count_items(self) % self._combined_batch_size

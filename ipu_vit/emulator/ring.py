@@ -4,24 +4,23 @@
     [image | label]   [image | label]   [image | label]     one anonymous file, mapped by both processes
 
 The first batch fixes what a slot holds (`Layout`: data types and shapes) and how its tensors are put
-together again (`Structure`). Both are sent to the reader once; after that only slots change hands.
+together again (`Form`). Both are sent to the reader once; after that only slots change hands.
 
 The file has no name, so nothing is left behind however the processes end.
 """
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import mmap
 import os
 import tempfile
-from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any, List, Tuple
 
 import torch
 
-from ipu_vit.emulator.arg_parser import custom_parser_of
+from ipu_vit.emulator.structure import LEAF, Structure, flatten
 
 # Every data type may start at a multiple of this, and no cache line belongs to two tensors.
 _ALIGNMENT = 64
@@ -54,7 +53,7 @@ class SharedFile:
             os.posix_fallocate(self.fd, 0, size)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """How many slots there are, and each tensor's data type and shape in a slot."""
 
@@ -84,52 +83,57 @@ class Layout:
         ]
 
 
-class Structure:
-    """How a batch comes apart into tensors and is put together again (rule 7.8)."""
+class Form:
+    """What all batches of a dataset look like: the containers of the first one, around as many tensors (rule 7.8)."""
 
     def __init__(self, first: Any) -> None:
-        self._type = type(first)
-        self._parser = custom_parser_of(self._type)
-        self._keys: List[Any] = list(first) if isinstance(first, dict) else []
-        if self._parser is None and not isinstance(first, (torch.Tensor, tuple, list, dict)):
-            raise TypeError(
-                "An asynchronous dataset must yield a tensor, a tuple or list of tensors, a dict of tensors or a type "
-                f"registered with registerCustomArgParser, not {self._type.__name__}"
-            )
-        # The batch itself, without its contents, is what a later one is built from.
-        self._template = first
-        self._template = self.build([torch.empty(0) for _ in self.take_apart(first)])
+        tensors, structure = _take_apart(first)
+        if structure.original is not None:
+            # A registered type's batches are built from the first one, which need not keep its tensors for that.
+            empty = structure.build([torch.empty(0) for _ in tensors])
+            structure = dataclasses.replace(structure, original=empty)
+        self._structure = structure
 
     def take_apart(self, batch: Any) -> List[torch.Tensor]:
         """The tensors of a batch, in the order of the first batch's."""
-        if type(batch) is not self._type:
-            raise TypeError(f"The first batch was a {self._type.__name__}, a later one is a {type(batch).__name__}")
-        if self._parser is not None:
-            parts = list(self._parser.yieldTensors(batch))
-        elif isinstance(batch, torch.Tensor):
-            parts = [batch]
-        elif isinstance(batch, dict):
-            if batch.keys() != set(self._keys):
-                raise ValueError(f"The first batch had the keys {self._keys}, a later one has {list(batch)}")
-            parts = [batch[key] for key in self._keys]
-        else:
-            parts = list(batch)
-        for name, part in zip(self._keys or range(len(parts)), parts):
-            if not isinstance(part, torch.Tensor):
-                raise TypeError(
-                    f"An asynchronous dataset must yield tensors: part {name!r} of a batch is a {type(part).__name__} "
-                    "(labels must be tensors too, and nothing may be nested)"
-                )
-        return parts
+        tensors, structure = _take_apart(batch)
+        first = self._structure
+        if structure == first:
+            return tensors
+        if structure.kind is first.kind and set(structure.keys) == set(first.keys) != set():
+            by_key = dict(zip(structure.keys, tensors))
+            return [by_key[key] for key in first.keys]
+        raise ValueError(
+            "Batches of an asynchronous dataset must all look like the first one, which was "
+            f"{_describe(first)}; a later one is {_describe(structure)}"
+        )
 
     def build(self, tensors: List[torch.Tensor]) -> Any:
         """A batch like the first one that holds these tensors."""
-        if self._parser is not None:
-            return self._parser.reconstruct(self._template, iter(tensors))
-        if issubclass(self._type, torch.Tensor):
-            return tensors[0]
-        if issubclass(self._type, dict):
-            batch = copy.copy(self._template)
-            batch.update(zip(self._keys, tensors))
-            return batch
-        return self._type(*tensors) if hasattr(self._type, "_fields") else self._type(tensors)
+        return self._structure.build(tensors)
+
+
+def _take_apart(batch: Any) -> Tuple[List[torch.Tensor], Structure]:
+    leaves, structure = flatten(batch)
+    if structure == LEAF and not isinstance(batch, torch.Tensor):
+        raise TypeError(
+            "An asynchronous dataset must yield a tensor, a tuple or list of tensors, a dict of tensors or a type "
+            f"registered with registerCustomArgParser, not {type(batch).__name__}"
+        )
+    if not leaves:
+        raise ValueError(f"An asynchronous dataset must yield at least one tensor, not {_describe(structure)}")
+    names = structure.keys or range(len(structure.children))
+    for name, part, leaf in zip(names, structure.children, leaves):
+        if part != LEAF or not isinstance(leaf, torch.Tensor):
+            found = f"a {type(leaf).__name__}" if part == LEAF else _describe(part)
+            raise TypeError(
+                f"An asynchronous dataset must yield tensors: part {name!r} of a batch is {found} (labels must be "
+                "tensors too, and nothing may be nested)"
+            )
+    return leaves, structure
+
+
+def _describe(structure: Structure) -> str:
+    if structure.kind is None:
+        return "a tensor"
+    return f"a {structure.kind.__name__} of {list(structure.keys) or len(structure.children)}"

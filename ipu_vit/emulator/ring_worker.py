@@ -2,15 +2,16 @@
 
 It obeys two orders and answers with small tuples; batches themselves pass through the ring:
 
-    reader -> worker    START     begin the dataset anew; all slots are yours, the next one is slot 0
-                        RELEASE   I am done with my oldest slot
-    worker -> reader    (LAYOUT, -, (Layout, Structure))   once, before the first slot
-                        (FILLED, generation, rows)         the next slot is yours
-                        (END, generation, again)           the dataset is at its end; whether I began it again
-                        (ERROR, -, traceback)              my last words
+    reader -> worker    RESTART   begin the dataset anew; all slots are yours, the next one is slot 0
+                        RELEASE   one more slot is yours
+    worker -> reader    (LAYOUT, generation, (Layout, Form))    once, before the first slot
+                        (FILLED, generation, rows)              the next slot is yours
+                        (END, generation, again)                the dataset is at its end; whether I began it again
+                        (ERROR, -, (exception, traceback))      my last words
 
-Slots go round in order, so neither side names them. A generation is what lies between two STARTs: the reader
-ignores what was on its way when it sent one.
+Slots go round in order, so neither side names them. A generation is what lies between two RESTARTs: the reader
+ignores what was on its way when it sent one. The worker begins the first one unasked, and waits with its first
+batch in hand unless slots are its own already (`early_preload`).
 
 The worker lives as long as the reader's end of the connection is open. A watching thread notices when it is
 not, be it because of `terminate()`, of the end of the program or of SIGKILL, even while the dataset is busy.
@@ -21,26 +22,25 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
-import random
+import re
 import select
 import signal
 import sys
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from multiprocessing import util
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, NoReturn, Optional, Tuple
 
 import torch
 import torch.utils.data
 
-from ipu_vit.emulator.arg_parser import custom_parsers
-from ipu_vit.emulator.ring import Layout, SharedFile, Structure
+from ipu_vit.emulator.parcel import Parcel
+from ipu_vit.emulator.ring import Form, Layout, SharedFile
 
-START, RELEASE = b"start", b"release"
+RESTART, RELEASE = b"restart", b"release"
 LAYOUT, FILLED, END, ERROR = "layout", "filled", "end", "error"
 
 # Seconds for a worker to leave by itself once the reader has hung up, and then to do so when it is told.
@@ -48,53 +48,16 @@ PATIENCE = 1.0
 GRACE = 4.0
 
 
-class _Pickler(ForkingPickler):
-    """Copies plain tensors, except those in shared memory.
+@dataclass(frozen=True)
+class Task:
+    """How the worker is to load."""
 
-    Multiprocessing would move every tensor to shared memory and pass a file descriptor for each, which fails
-    for a dataset of a few hundred tensors and changes the caller's.
-    """
-
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is not torch.Tensor or obj.device.type != "cpu" or obj.layout != torch.strided:
-            return NotImplemented
-        if obj.is_shared() or obj.requires_grad or obj.is_complex() or obj.is_quantized:
-            return NotImplemented
-        return _restore_tensor, (obj.contiguous().view(-1).view(torch.uint8).numpy(), obj.dtype, obj.shape)
-
-
-def _restore_tensor(data: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
-    tensor: torch.Tensor = torch.from_numpy(data)
-    return tensor.view(dtype).view(shape)
-
-
-class Parcel:
-    """What the worker needs of the reader's process: the dataset and the state of its random generators.
-
-    A forked worker has them already. Others get them pickled, in a file which they open once they can report
-    errors: a dataset whose class cannot be imported there is a common mistake.
-    """
-
-    def __init__(self, dataset: Any, on_disk: bool = False) -> None:
-        self._dataset = dataset
-        self._file = SharedFile(on_disk)
-
-    def __getstate__(self) -> Dict[str, Any]:
-        with open(self._file.fd, "wb", closefd=False) as file:
-            contents = (self._dataset, custom_parsers, torch.get_rng_state(), random.getstate())
-            _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(contents)
-        return {"_file": self._file}
-
-    def unpack(self) -> Any:
-        """The dataset; the random generators are set."""
-        if not hasattr(self, "_dataset"):
-            with open(self._file.fd, "rb", closefd=False) as file:
-                file.seek(0)
-                self._dataset, parsers, torch_state, python_state = pickle.load(file)
-            custom_parsers.update(parsers)
-            torch.set_rng_state(torch_state)
-            random.setstate(python_state)
-        return self._dataset
+    slots: int
+    early_preload: bool  # fill slots before the reader asks for a batch
+    load_indefinitely: bool  # begin the dataset again at its end
+    rebatched_size: Optional[int]  # rows of a slot; None: what the dataset yields is what a slot holds
+    keeps_rest: bool  # whether rows that do not fill the last slot are handed over too
+    start_method: Optional[str]  # how the dataset's own workers start
 
 
 class _Restart(Exception):
@@ -104,62 +67,61 @@ class _Restart(Exception):
 class _Filler:
     """Writes batches, or rows that become batches of `rebatched_size`, to the ring."""
 
-    def __init__(
-        self, connection: Connection, file: SharedFile, slots: int, rebatched_size: Optional[int], keeps_rest: bool
-    ) -> None:
+    def __init__(self, connection: Connection, file: SharedFile, task: Task) -> None:
         self._connection = connection
         self._file = file
-        self._slot_count = slots
-        self._rebatched_size = rebatched_size
-        self._keeps_rest = keeps_rest
-        self._structure: Optional[Structure] = None
+        self._task = task
+        self._form: Optional[Form] = None
         self._ring: List[List[torch.Tensor]] = []
         self._generation = 0
         self._slot = 0
-        self._free = 0
+        self._free = task.slots if task.early_preload else 0
         self._rows = 0  # in the slot being filled
         self._published = 0
 
-    def run(self, dataset: Any, load_indefinitely: bool) -> None:
+    def run(self, dataset: Any) -> None:
         """Load the dataset again and again, as ordered."""
-        ordered = False
+        ordered = True
         while True:
             try:
                 while not ordered:
                     self._obey()
-                ordered = self._load(dataset, load_indefinitely)
+                ordered = self._load(dataset)
             except _Restart:
                 ordered = True
 
-    def _load(self, dataset: Any, load_indefinitely: bool) -> bool:
+    def _load(self, dataset: Any) -> bool:
         """Load the dataset once; return whether to do it again unasked."""
         published = self._published
         for batch in _iterate(dataset):
             self._put(batch)
-        if self._rows and self._keeps_rest:
+        if self._form is None:
+            raise ValueError("The dataset of an asynchronous loader is empty: it yields not one batch")
+        if self._rows and self._task.keeps_rest:
             self._publish()
         self._rows = 0
-        if self._published == 0:
-            raise ValueError("The dataset of an asynchronous loader is empty: it yields not one batch")
         # An iterator that can be used only once is empty the second time; asking for more would never end.
-        again = load_indefinitely and self._published > published
-        self._connection.send((END, self._generation, again))
+        again = self._task.load_indefinitely and self._published > published
+        self._send(END, again)
         return again
 
     def _obey(self) -> None:
         """Wait for an order."""
-        if self._connection.recv_bytes() == RELEASE:
+        try:
+            order = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            _leave()
+        if order == RELEASE:
             self._free += 1
             return
         self._generation += 1
-        self._slot, self._free, self._rows = 0, self._slot_count, 0
+        self._slot, self._free, self._rows = 0, self._task.slots, 0
         raise _Restart
 
     def _put(self, batch: Any) -> None:
-        if self._structure is None:
-            self._lay_out(batch)
-        assert self._structure is not None
-        tensors = self._as_rows(self._structure.take_apart(batch))
+        if self._form is None:
+            self._form = self._lay_out(batch)
+        tensors = self._as_rows(self._form.take_apart(batch))
         self._check(tensors)
         begin, end = 0, len(tensors[0])
         while begin < end:
@@ -176,21 +138,19 @@ class _Filler:
 
     def _as_rows(self, tensors: List[torch.Tensor]) -> List[torch.Tensor]:
         """Tensors cut along dim 0 when they are to be rebatched; otherwise each is one row."""
-        return [tensor.detach() if self._rebatched_size else tensor.detach()[None] for tensor in tensors]
+        return [tensor.detach() if self._task.rebatched_size else tensor.detach()[None] for tensor in tensors]
 
-    def _lay_out(self, first: Any) -> None:
-        structure = Structure(first)
-        tensors = self._as_rows(structure.take_apart(first))
-        if not tensors:
-            raise ValueError("An asynchronous dataset must yield at least one tensor; its first batch holds none")
+    def _lay_out(self, first: Any) -> Form:
+        form = Form(first)
+        tensors = self._as_rows(form.take_apart(first))
         if any(tensor.dim() == 0 for tensor in tensors):
             raise ValueError("Rebatching joins tensors along their first dimension; the dataset yields one without")
-        rows = self._rebatched_size or 1
-        layout = Layout(self._slot_count, [(tensor.dtype, (rows, *tensor.shape[1:])) for tensor in tensors])
+        rows = self._task.rebatched_size or 1
+        layout = Layout(self._task.slots, [(tensor.dtype, (rows, *tensor.shape[1:])) for tensor in tensors])
         self._file.reserve(layout.size)
         self._ring = layout.map(self._file)
-        self._structure = structure
-        self._connection.send((LAYOUT, self._generation, (layout, structure)))
+        self._send(LAYOUT, (layout, form))
+        return form
 
     def _check(self, tensors: List[torch.Tensor]) -> None:
         def describe(some: List[torch.Tensor]) -> List[Tuple[Any, ...]]:
@@ -206,19 +166,37 @@ class _Filler:
             raise ValueError(f"Tensors of one batch differ in their number of items: {[len(t) for t in tensors]}")
 
     def _publish(self) -> None:
-        self._connection.send((FILLED, self._generation, self._rows))
-        self._slot = (self._slot + 1) % self._slot_count
+        self._send(FILLED, self._rows)
+        self._slot = (self._slot + 1) % self._task.slots
         self._free -= 1
         self._rows = 0
         self._published += 1
 
+    def _send(self, kind: str, payload: Any) -> None:
+        try:
+            self._connection.send((kind, self._generation, payload))
+        except OSError:
+            _leave()
+
 
 def _iterate(dataset: Any) -> Iterator[Any]:
     # A map dataset need not raise IndexError at its end, so iter() alone might never end.
-    return iter(dataset) if hasattr(dataset, "__iter__") else (dataset[index] for index in range(len(dataset)))
+    if hasattr(dataset, "__iter__") or not hasattr(dataset, "__len__"):
+        return iter(dataset)
+    return (dataset[index] for index in range(len(dataset)))
 
 
-def _leave(*_: Any) -> None:
+def _gist(error: Exception) -> str:
+    """Type and message of an exception; one from a loader's own worker brings a traceback along in its message."""
+    lines = "".join(traceback.format_exception_only(type(error), error)).rstrip().splitlines()
+    if re.search(r"Caught \w+ in DataLoader worker", lines[0]):
+        last_frame = max((number for number, line in enumerate(lines) if line.startswith("  ")), default=-1)
+        lines = lines[last_frame + 1 :]
+    return "\n".join(lines)
+
+
+def _leave(*_: Any) -> NoReturn:
+    """End this process, as nobody wants its batches any more."""
     # Once only: the exit must not interrupt the clean-up that it causes.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(0)
@@ -235,22 +213,27 @@ def _leave_with_reader(connection: int) -> None:
     time.sleep(PATIENCE)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
+    for worker in multiprocessing.active_children():
+        worker.terminate()
     os._exit(1)
 
 
-def work(
-    connection: Connection,
-    file: SharedFile,
-    parcel: Parcel,
-    slots: int,
-    rebatched_size: Optional[int],
-    keeps_rest: bool,
-    load_indefinitely: bool,
-    start_method: Optional[str],
-) -> None:
+def _raise_if_a_worker_was_killed() -> None:
+    """Say that the dataset's own worker was killed, instead of what it left half done."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a loader's handler raises the same, but anywhere
+    deadline = time.monotonic() + PATIENCE  # its connections close a little before it has ended
+    with contextlib.suppress(ChildProcessError, AttributeError):  # no child at all; no waitid on this system
+        while time.monotonic() < deadline:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None and ended.si_code != os.CLD_EXITED:
+                raise RuntimeError(f"DataLoader worker (pid {ended.si_pid}) was killed by signal {ended.si_status}")
+            time.sleep(0.01)
+
+
+def work(connection: Connection, file: SharedFile, parcel: Parcel, task: Task) -> None:
     """The worker process."""
     # The dataset's own workers start as they would in the reader's process, and not as this one was started.
-    multiprocessing.set_start_method(start_method, force=True)
+    multiprocessing.set_start_method(task.start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program; it closes the connection if it ends
     signal.signal(signal.SIGTERM, _leave)
     # The dataset's own workers must not keep the connection open when this process dies.
@@ -260,14 +243,18 @@ def work(
     dataset = None
     try:
         dataset = parcel.unpack()
-        _Filler(connection, file, slots, rebatched_size, keeps_rest).run(dataset, load_indefinitely)
+        try:
+            _Filler(connection, file, task).run(dataset)
+        except (EOFError, OSError):
+            _raise_if_a_worker_was_killed()
+            raise
     except SystemExit:
         pass
-    except Exception:
+    except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # Nobody listens if the reader's end was closed, which is how a worker is told to leave.
-        with contextlib.suppress(OSError):
-            connection.send((ERROR, 0, traceback.format_exc()))
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # nobody may listen any more
+            connection.send((ERROR, 0, (_gist(error), traceback.format_exc())))
     # A loader's workers end well when its iterator does, and this one outlives a pass over the loader. Killed by
     # multiprocessing when this process ends, they might be in the middle of making shared memory, and leave it.
     if isinstance(dataset, torch.utils.data.DataLoader):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 
@@ -17,3 +17,15 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     yield caplog
     logger.removeHandler(caplog.handler)
     logger.setLevel(level)
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Any:
+    """Makes loaders and accessors that are terminated after the test."""
+
+    def build(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        made = kind(*args, **kwargs)
+        request.addfinalizer(made.terminate)
+        return made
+
+    return build
