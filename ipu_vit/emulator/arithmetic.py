@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, ContextManager, Dict, List, Sequence
+from typing import Any, Callable, ContextManager, Dict, List, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ipu_vit.emulator.tape import Entry, Tape
 VARIABLE = "IPU_VIT_EMULATOR_ARITHMETIC"
 _FAST = {torch.float16: torch.bfloat16}
 _FAST_FUNCTIONS: Dict[Any, Any] = {Tensor.half: Tensor.bfloat16}
+_NORMALISATIONS = ("batch_norm", "instance_norm")
 
 
 class Arithmetic:
@@ -78,9 +79,12 @@ def _retyped(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _fast_entry(entry: Entry) -> Entry:
+    function = _FAST_FUNCTIONS.get(entry.function, entry.function)
+    if getattr(function, "__name__", "") in _NORMALISATIONS:
+        function = _with_float_weights(function)
     return replace(
         entry,
-        function=_FAST_FUNCTIONS.get(entry.function, entry.function),
+        function=function,
         args=[_fast_argument(arg) for arg in entry.args],
         kwargs={name: _fast_argument(value) for name, value in entry.kwargs.items()},
     )
@@ -88,3 +92,16 @@ def _fast_entry(entry: Entry) -> Entry:
 
 def _fast_argument(value: Any) -> Any:
     return _FAST.get(value, value) if isinstance(value, torch.dtype) else value
+
+
+def _with_float_weights(normalise: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A normalisation whose statistics are float32, as PyTorch then wants its weights to be."""
+
+    def call(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return normalise(input, *map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
+
+    return call
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value

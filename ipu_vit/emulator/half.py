@@ -4,7 +4,11 @@ CPUs have no usable half arithmetic, IPUs do. While `HalfArithmetic` is on, ever
 receives float16 tensors, forward or backward, runs on float32 copies of them and its results are
 rounded back. Tensors stay true `torch.float16` tensors all along, so what a program sees of them
 (dtype, promotion, overflow at 65504) and what they take of memory is that of half precision.
-Matrix products thereby accumulate in float32; half partials are not modelled.
+
+Matrix products and convolutions accumulate in float32, whatever `Precision.setPartialsType` says (rule
+6.4). With half partials a device rounds sums of a few products at a time; how many, and in which order,
+is up to its libraries, so their numbers could not be met anyhow. Operators round to nearest: stochastic
+rounding (rule 6.5) is for what updates store.
 """
 
 from __future__ import annotations
@@ -82,7 +86,7 @@ class HalfArithmetic(TorchDispatchMode):
                 return args[rule.written[0]]
         if "out" in wide_kwargs:
             return kwargs["out"].copy_(result)
-        if widening.found_float and not rule.ignores_float_inputs:
+        if widening.promotes and not rule.ignores_float_inputs:
             return result
         if isinstance(result, Tensor):
             return result.half() if result.dtype == torch.float32 else result
@@ -94,19 +98,26 @@ class HalfArithmetic(TorchDispatchMode):
 class _Widening:
     """Replaces half by float32 in an argument, and remembers what it met."""
 
-    __slots__ = ("found_float", "found_half")
+    __slots__ = ("found_float", "found_float_scalar", "found_half", "found_half_array")
 
     def __init__(self) -> None:
-        self.found_half = False
-        self.found_float = False
+        self.found_half = self.found_half_array = False
+        self.found_float = self.found_float_scalar = False
+
+    @property
+    def promotes(self) -> bool:
+        """Whether PyTorch gives a float32 result: 0-dimensional operands count only if all are (rule 6.2)."""
+        return self.found_float or (self.found_float_scalar and not self.found_half_array)
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             if value.dtype == torch.float16:
                 self.found_half = True
+                self.found_half_array |= value.dim() > 0
                 return value.float()
-            if value.dtype == torch.float32 and value.dim():
-                self.found_float = True
+            if value.dtype == torch.float32:
+                self.found_float |= value.dim() > 0
+                self.found_float_scalar |= value.dim() == 0
         elif isinstance(value, (list, tuple)):
             return [self(item) for item in value]
         elif value is torch.float16:
