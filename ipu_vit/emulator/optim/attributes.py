@@ -86,6 +86,10 @@ class Group:
         return name not in new.constants
 
 
+# What torch's learning rate schedulers leave on an optimizer and its groups.
+_OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "step"}
+
+
 @dataclass(frozen=True)
 class Attributes:
     """Everything an update reads of an optimizer."""
@@ -160,7 +164,7 @@ class Attributes:
                         f"cannot become {new.described(name)}: what shall change must be passed to the constructor of "
                         "a poptorch.optim class, or given to variable_attrs.markAsVariable, before compilation"
                     )
-        unexpected = sorted(self.keys - old.keys)
+        unexpected = sorted(key for key in self.keys - old.keys if key.split(" ")[0] not in _OF_SCHEDULERS)
         if unexpected:
             log = logger.debug if relaxed else logger.warning
             log("Ignoring unexpected attributes of the %s optimizer: %s", self.kind.value, ", ".join(unexpected))
