@@ -182,10 +182,12 @@ class PoplarExecutor:
         assert self._options.connection_type != ConnectionType.Never, (
             "Trying to run a model compiled for an offline target: load the executable where IPUs are"
         )
-        if not self.isCompiled():
-            self._compile(HostBatch(self._signature, args, kwargs))
-        assert self._compiled_for is not None and self._runner is not None
-        batch = self._compiled_for.following(args, kwargs)
+        if self._compiled_for is None or not self.isCompiled():
+            batch = HostBatch(self._signature, args, kwargs)
+            self._compile(batch)
+        else:
+            batch = self._compiled_for.following(args, kwargs)
+        assert self._runner is not None
         if not self._attached:
             self.attachToDevice()
         if not self._training:

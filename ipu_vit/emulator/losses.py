@@ -10,17 +10,16 @@ from typing import Any, Callable, Dict, Optional
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import _reduction
 
 from ipu_vit.emulator import device
 from ipu_vit.emulator.errors import Error
-from ipu_vit.emulator.tape import opaque
+from ipu_vit.emulator.tape import is_fake, opaque
 from ipu_vit.emulator.user_code import current_line
 
 # Functions that PopTorch recognises as losses: each carries an implicit identity_loss (rule 2.1).
 _LOSSES = (
     F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.kl_div,
-    F.ctc_loss, F.poisson_nll_loss, F.hinge_embedding_loss, F.margin_ranking_loss, F.soft_margin_loss,
+    F.poisson_nll_loss, F.hinge_embedding_loss, F.margin_ranking_loss, F.soft_margin_loss,
     F.triplet_margin_loss, F.cosine_embedding_loss, F.multilabel_soft_margin_loss,
 )  # fmt: skip
 
@@ -31,6 +30,7 @@ def replacements() -> Dict[Any, Callable[..., Any]]:
         **{loss: _reporting(opaque(loss)) for loss in _LOSSES},
         F.nll_loss: _nll_loss,
         F.cross_entropy: _cross_entropy,
+        F.ctc_loss: _reporting(_ctc_loss),
     }
 
 
@@ -45,6 +45,16 @@ def _reporting(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return loss
 
     return call
+
+
+@opaque
+def _ctc_loss(log_probs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if not is_fake(log_probs):
+        return F.ctc_loss(log_probs, *args, **kwargs)
+    # PyTorch's operator wants to see the lengths; any loss of the same shape will do for the trace.
+    reduction = kwargs.get("reduction", args[4] if len(args) > 4 else "mean")
+    losses = log_probs.sum((0, -1))
+    return losses if reduction == "none" else losses.sum()
 
 
 def _by_class(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -91,8 +101,6 @@ def _cross_entropy(
     _refuse_class_weights(weight)
     if not label_smoothing:
         return _class_cross_entropy(input, target, None, size_average, ignore_index, reduce, reduction)
-    if size_average is not None or reduce is not None:
-        reduction = _reduction.legacy_get_string(size_average, reduce)
     if reduction == "mean":
         raise Error(
             "cross_entropy with label_smoothing and reduction 'mean' needs masked_select, which a device cannot have: "

@@ -93,26 +93,6 @@ def test_rule_9_11_overlap_takes_tensors_and_a_mode(function: Any) -> None:
         function(torch.ones(1), "no_overlap")
 
 
-# Losses ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reduction, expected", [("sum", 6.0), ("mean", 2.0)])
-def test_rule_2_5_identity_loss_reduces(reduction: str, expected: float) -> None:
-    x = torch.tensor([1.0, 2.0, 3.0])
-    assert poptorch.identity_loss(x, reduction).item() == expected
-    assert infer(lambda x: poptorch.identity_loss(x, reduction), x).item() == expected
-
-
-def test_rule_2_5_identity_loss_without_reduction_copies() -> None:
-    x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    loss = poptorch.identity_loss(x, "none")
-    assert torch.equal(loss, x) and loss.data_ptr() != x.data_ptr()
-    loss.sum().backward()
-    assert torch.equal(x.grad, torch.ones(3))
-    with pytest.raises(AssertionError, match="Unsupported reduction 'max'"):
-        poptorch.identity_loss(x, "max")
-
-
 # Matrix products in pieces -----------------------------------------------------------------------
 
 

@@ -60,44 +60,6 @@ def test_updates_equal_those_of_plain_pytorch(
     assert largest_difference(model, twin) < 2e-6
 
 
-def test_rows_of_all_outputs_follow_the_input() -> None:
-    model = Layers()
-    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.0)
-    executor = poptorch.trainingModel(model, options(accumulation=3, replicas=2, iterations=2), optimizer)
-    x, y = data(24)
-    logits, losses = executor(x, y)
-    expected = model.logits(x)
-    torch.testing.assert_close(logits, expected)
-    each = torch.stack([F.cross_entropy(a, b) for a, b in zip(expected.split(2), y.split(2))])
-    torch.testing.assert_close(losses, each)
-
-
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_final_output_is_the_last_micro_batch_of_each_replica(replicas: int) -> None:
-    opts = options(accumulation=3, replicas=replicas)
-    opts.outputMode(poptorch.OutputMode.Final)
-    model = Layers()
-    executor = poptorch.trainingModel(model, opts, poptorch.optim.SGD(model.parameters(), lr=0.0))
-    x, y = data(6 * replicas)
-    logits, loss = executor(x, y)
-    assert logits.shape == (2 * replicas, 3)
-    assert loss.shape == (() if replicas == 1 else (2,))  # rule 1.5
-
-
-def test_arithmetic_after_the_loss_is_not_differentiated() -> None:
-    class Scaled(Layers):
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
-            return F.cross_entropy(self.logits(x), y) * 1000 + self.layers[0].weight.sum()
-
-    model, plain = Scaled(), Layers()
-    x, y = data(4)
-    for module in (model, plain):
-        executor = poptorch.trainingModel(module, options(), poptorch.optim.SGD(module.parameters(), lr=0.1))
-        executor(x, y)
-        executor.copyWeightsToHost()
-    assert largest_difference(model, plain) < 1e-6
-
-
 def test_learning_rate_of_set_optimizer_counts_from_the_next_call() -> None:
     model = Layers()
     twin = plain_twin(model)
