@@ -13,6 +13,7 @@ from ipu_vit.emulator.limits import check_options, check_program
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 from ipu_vit.emulator.random import DeviceRandom
+from ipu_vit.emulator.session_options import auto_recomputation
 from ipu_vit.emulator.tape import Recorder
 from ipu_vit.emulator.trace import Tracer, tracing
 from ipu_vit.emulator.weights import DeviceWeights
@@ -31,6 +32,8 @@ def compile_program(
     check_options(options, training)
     program = _trace(model, batch, layout, options, training, weights, random)
     check_program(program, options, training)
+    if training:
+        program.recomputation = auto_recomputation(options, program.ipus)
     _check_buffers(program, options, weights)
     return program
 

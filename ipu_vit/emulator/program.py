@@ -30,7 +30,7 @@ class StageRecord:
     activation_bytes: int = 0
     #: bytes of tensors marked by `recomputationCheckpoint`
     checkpoint_bytes: int = 0
-    #: bytes that arrive from other IPUs or, in the first stage, from the host
+    #: bytes that arrive from other IPUs or from the host
     received_bytes: int = 0
 
     @property
@@ -57,6 +57,8 @@ class Program:
     #: losses met, in order of their calls, and which of them is differentiated
     losses: int = 0
     final_losses: List[int] = field(default_factory=list)
+    #: popart.RecomputationType, by number: what stages compute again in their backward pass
+    recomputation: int = 0
     #: names of the parameters that the loss depends on
     trained: List[str] = field(default_factory=list)
     #: what runs for each micro batch
@@ -67,6 +69,11 @@ class Program:
         """IPUs that one replica takes (rule 5.5)."""
         used = {stage.ipu for stage in self.stages}
         return max(max(used, default=0) + 1, len(used))
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether stages keep only their inputs and checkpoints for the backward pass (rule 5.16)."""
+        return self.recomputation != 0
 
     @property
     def loss_index(self) -> int:

@@ -35,6 +35,10 @@ _FREE = {
 }  # fmt: skip
 
 
+# In an IPU's place, for what comes from the host.
+_HOST = -1
+
+
 class _Origin(NamedTuple):
     """What is known of a tensor that the trace has met."""
 
@@ -187,6 +191,8 @@ class Tracer(TorchDispatchMode, device.Context):
         if id(tensor) in self.inputs and self._strategy.pipelined:
             self._settle(self.inputs[id(tensor)], record, "an input is streamed to one IPU; pass on what is made of it")
         origin = self._seen.get(id(tensor))
+        if origin is None and id(tensor) in self.inputs:
+            origin = _Origin(tensor, _HOST, frozenset())
         if origin is not None and origin.ipu != record.ipu:
             record.received_bytes += _bytes(tensor)
             self._seen[id(tensor)] = origin._replace(ipu=record.ipu)
