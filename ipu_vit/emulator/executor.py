@@ -153,6 +153,8 @@ class PoplarExecutor:
         self._attached = self._options.connection_type == ConnectionType.Always
         if isinstance(self._optimizer, optim.Optimizer):
             self._optimizer.attach(self)
+        if self._training:
+            self._weights.lend_host()
         for hook in _hooks["after"]:
             hook()
         self._compilation_seconds = time.perf_counter() - started
@@ -195,6 +197,7 @@ class PoplarExecutor:
         result = self._runner(batch)
         if self._training:
             self._weights.host_is_stale = True
+            self._weights.lend_host()
         self._latency.note(self._runner.times, len(batch.tensors), self._runner.outputs)
         return result
 

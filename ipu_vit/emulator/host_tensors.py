@@ -81,6 +81,11 @@ def unwatch(tensor: Tensor) -> None:
         tensor.__class__ = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor  # type: ignore[assignment]
 
 
+def is_watched(tensor: Tensor) -> bool:
+    """Whether anything that looks at this tensor calls back first."""
+    return isinstance(tensor, _Watched) and _WATCHER in tensor.__dict__
+
+
 def require_plain(name: str, buffer: Tensor) -> None:
     """Raise Error for a buffer of a class of its own (rule 8.7)."""
     if type(buffer) not in (Tensor, PoptorchBuffer):

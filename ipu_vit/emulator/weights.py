@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase
 
 from ipu_vit.emulator.errors import Error
-from ipu_vit.emulator.host_tensors import require_plain, unwatch, watch
+from ipu_vit.emulator.host_tensors import is_watched, require_plain, unwatch, watch
 from ipu_vit.emulator.replica_groups import Chosen, ReplicaGrouping
 
 # Where a module keeps a tensor: the dictionary, and the key in it.
@@ -48,6 +48,7 @@ class DeviceWeights:
         # The group of each replica, for the weights that groups have for themselves.
         self._groups: Dict[str, List[int]] = {}
         self._watching = False
+        self._lent = False
 
     @property
     def device(self) -> Dict[str, Tensor]:
@@ -189,29 +190,49 @@ class DeviceWeights:
         if names is None:
             self.host_is_stale = False
         self._look_up()
-        for name in self._host if names is None else names:
-            host, groups = self._host[name], self._groups_of(name)
-            for replica, tensors in enumerate(self.replicas):
-                part = host[groups[replica]] if name in self._groups else host
-                first_of_group = groups.index(groups[replica])
-                if name in tensors:
-                    tensors[name].copy_(part)
-                elif first_of_group < replica:
-                    tensors[name] = self.replicas[first_of_group][name]
-                else:
-                    tensors[name] = part.detach().to(_DEVICE_TYPES.get(part.dtype, part.dtype), copy=True)
+        with torch._C.DisableTorchFunctionSubclass():
+            for name in self._host if names is None else names:
+                self._copy_to_device(name)
+
+    def _copy_to_device(self, name: str) -> None:
+        host, groups = self._host[name], self._groups_of(name)
+        for replica, tensors in enumerate(self.replicas):
+            part = host[groups[replica]] if name in self._groups else host
+            first_of_group = groups.index(groups[replica])
+            if name in tensors:
+                tensors[name].copy_(part)
+            elif first_of_group < replica:
+                tensors[name] = self.replicas[first_of_group][name]
+            else:
+                tensors[name] = part.detach().to(_DEVICE_TYPES.get(part.dtype, part.dtype), copy=True)
 
     @torch.no_grad()
     def to_host(self) -> None:
         """Copy the device's weights to the host: of each group, the first replica's."""
         self.copies_to_host += 1
-        self.host_is_stale = False
+        self.host_is_stale = self._lent = False
         self._look_up()
-        for name, tensor in self.device.items():
-            if name in self._groups:
-                groups = self._groups[name]
-                tensor = torch.stack([self.replicas[groups.index(group)][name] for group in range(max(groups) + 1)])
-            self._host[name].copy_(tensor)
+        with torch._C.DisableTorchFunctionSubclass():
+            for name, tensor in self.device.items():
+                host = self._host[name]
+                if name in self._groups:
+                    groups = self._groups[name]
+                    tensor = torch.stack([self.replicas[groups.index(group)][name] for group in range(max(groups) + 1)])
+                if host.data_ptr() == tensor.data_ptr():
+                    host.data = tensor.detach().clone()
+                else:
+                    host.copy_(tensor)
+
+    def lend_host(self) -> None:
+        """Let the host's tensors be the device's until somebody looks at them, rather than take memory of their own."""
+        if self._lent:
+            return
+        with torch._C.DisableTorchFunctionSubclass():
+            for name, host in self._host.items():
+                tensor = self.device[name]
+                if is_watched(host) and host.dtype == tensor.dtype and host.shape == tensor.shape:
+                    host.data = tensor.detach()
+        self._lent = True
 
     def forget(self) -> None:
         """Free the device's tensors."""
@@ -220,8 +241,8 @@ class DeviceWeights:
     # Watching ---------------------------------------------------------------------------------
 
     def refresh_host(self) -> None:
-        """Copy the weights back if the device has changed them since."""
-        if self.host_is_stale:
+        """Copy the weights back if the device has changed them since, or still has them."""
+        if self.host_is_stale or self._lent:
             self.to_host()
 
     def watch_host(self) -> None:
