@@ -6,7 +6,6 @@ import collections
 import itertools
 import os
 import random
-import signal
 import subprocess
 import sys
 import textwrap
@@ -115,23 +114,6 @@ class Watched(Counting):
 
     def __getitem__(self, index: int) -> Any:
         self.loads += 1
-        return super().__getitem__(index)
-
-
-class Interrupting(Counting):
-    """Interrupts the program that made it when it waits for item 3."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.program = os.getpid()
-        self.wanted = torch.zeros(1, dtype=torch.int64).share_memory_()  # items, by the program
-        self.interrupted = torch.zeros(1, dtype=torch.bool).share_memory_()
-
-    def __getitem__(self, index: int) -> Any:
-        if index == 3:
-            wait_until(lambda: bool(self.wanted == 4))
-            os.kill(self.program, signal.SIGINT)
-            wait_until(lambda: bool(self.interrupted))
         return super().__getitem__(index)
 
 

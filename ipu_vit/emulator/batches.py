@@ -12,7 +12,6 @@ from ipu_vit.emulator.enums import CommGroupType, OutputMode
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.log import log_once, logger
 from ipu_vit.emulator.options import Options
-from ipu_vit.emulator.results import mark
 from ipu_vit.emulator.structure import flatten
 
 # What the device makes of host types on the way out (rule 1.16).
@@ -185,4 +184,15 @@ def _join(column: Sequence[Any]) -> Any:
         joined = torch.stack(list(column)) if len(column) > 1 else first.clone()
     else:
         joined = torch.cat(list(column)) if len(column) > 1 else first.clone()
-    return mark(joined.to(_OUTPUT_TYPES.get(joined.dtype, joined.dtype)))
+    joined = joined.to(_OUTPUT_TYPES.get(joined.dtype, joined.dtype))
+    joined.backward = _refuse_backward  # type: ignore[method-assign]
+    # Files of the tensor know nothing of it: torch.load(weights_only=True) would not read a function.
+    joined.__getstate__ = lambda: None  # type: ignore[method-assign]
+    return joined
+
+
+def _refuse_backward(*args: Any, **kwargs: Any) -> None:
+    raise Error(
+        "backward() cannot be called on what the device returns (rule 1.17): a training model computes gradients and "
+        "updates its weights by itself, in the call that returned this"
+    )

@@ -13,8 +13,8 @@ from ipu_vit.emulator.limits import check_options, check_program
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 from ipu_vit.emulator.random import DeviceRandom
+from ipu_vit.emulator.recorder import Recorder
 from ipu_vit.emulator.session_options import auto_recomputation
-from ipu_vit.emulator.tape import Recorder
 from ipu_vit.emulator.trace import Tracer, tracing
 from ipu_vit.emulator.weights import DeviceWeights
 

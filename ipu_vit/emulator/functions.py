@@ -34,8 +34,7 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         F.rrelu: _rrelu,
         Tensor.double: lambda input: input.float(),  # the device has no float64 (rule 6.7)
         Tensor.__iter__: _iterate,
-        Tensor.__repr__: lambda input, **_: "<unavailable>" if _is_on_device(input) else "tensor(...)",
-        Tensor.__format__: lambda input, specification: "<unavailable>" if _is_on_device(input) else "tensor(...)",
+        Tensor.__format__: lambda input, specification: "<unavailable>",
         Tensor.tolist: _refusing(Tensor.tolist, "aten::item is only supported in eager mode", "tolist()"),
         Tensor.numpy: _refusing(Tensor.numpy, "Illegal move to CPU", "numpy()"),
         Tensor.__array__: _refusing(Tensor.__array__, "Illegal move to CPU", "a NumPy function"),

@@ -12,7 +12,8 @@ from typing import Any, Callable, List, Sequence, Set, Tuple
 from torch import Tensor
 
 from ipu_vit.emulator.kinds import Kinds, kinds_of
-from ipu_vit.emulator.tape import Entry, Recorder, slots_in
+from ipu_vit.emulator.recorder import Recorder
+from ipu_vit.emulator.tape import Entry, slots_in
 
 
 @dataclass

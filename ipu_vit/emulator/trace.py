@@ -22,10 +22,11 @@ from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.half import MOVES
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.program import Program, StageRecord
+from ipu_vit.emulator.recorder import Recorder
 from ipu_vit.emulator.stages import Placement, Strategy
 from ipu_vit.emulator.structure import flatten
 from ipu_vit.emulator.substitutes import substitutes
-from ipu_vit.emulator.tape import Recorder, is_fake, is_opaque
+from ipu_vit.emulator.tape import is_fake, is_opaque
 from ipu_vit.emulator.user_code import current_line, line_of
 
 # Operators that neither compute nor move data on a device.

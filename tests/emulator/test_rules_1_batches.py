@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
+import io
+import pickle
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
@@ -550,3 +553,15 @@ def test_rule_1_17_results_cannot_be_differentiated() -> None:
     weight = torch.ones((), requires_grad=True)
     (loss * weight).backward()
     assert torch.equal(weight.grad, loss)
+
+
+def test_rule_1_17_results_can_be_saved_and_copied() -> None:
+    found, file = infer(lambda x: x * 2, X), io.BytesIO()
+    torch.save({"found": found}, file)
+    file.seek(0)
+    for copied in (
+        torch.load(file, weights_only=True)["found"],
+        copy.deepcopy(found),
+        pickle.loads(pickle.dumps(found)),
+    ):
+        assert torch.equal(copied, 2 * X)
