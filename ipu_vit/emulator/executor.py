@@ -7,17 +7,16 @@ weights.
 
 from __future__ import annotations
 
-import copy
 import datetime
 import inspect
 import random as host_random
 import time
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
 
-from ipu_vit.emulator import optim
+from ipu_vit.emulator import hooks, optim
 from ipu_vit.emulator.batches import HostBatch, Layout
 from ipu_vit.emulator.compiler import compile_program
 from ipu_vit.emulator.enums import ConnectionType, OutputMode
@@ -35,8 +34,6 @@ from ipu_vit.emulator.runner import Runner, SharedUpdate
 from ipu_vit.emulator.update import WeightUpdate
 from ipu_vit.emulator.version import POPTORCH_VERSION
 from ipu_vit.emulator.weights import DeviceWeights
-
-_hooks: Dict[str, List[Callable[[], None]]] = {"before": [], "after": []}
 
 
 class PoplarExecutor:
@@ -139,7 +136,7 @@ class PoplarExecutor:
     @neutral()
     def _compile(self, batch: HostBatch) -> None:
         started = time.perf_counter()
-        for hook in _hooks["before"]:
+        for hook in hooks.before_compiling:
             hook()
         program = compile_program(
             self._model, batch, self._layout, self._options, self._training, self._weights, self._random
@@ -155,7 +152,7 @@ class PoplarExecutor:
             self._optimizer.attach(self)
         if self._training:
             self._weights.lend_host()
-        for hook in _hooks["after"]:
+        for hook in hooks.after_compiling:
             hook()
         self._compilation_seconds = time.perf_counter() - started
 
@@ -342,9 +339,10 @@ class PoplarExecutor:
         """Take the compiled program from a file instead of compiling."""
         if self.isCompiled():
             raise Error("The model is compiled already: load executables into a new executor")
-        self._take(read_executable(filename))
+        self.take(read_executable(filename))
 
-    def _take(self, executable: Executable) -> None:
+    def take(self, executable: Executable) -> None:
+        """Compile what a file holds; Error if it is not for this kind of executor."""
         if executable.training != self._training:
             kinds = {True: "training", False: "inference"}
             raise Error(f"The executable is for {kinds[executable.training]}, not for {kinds[self._training]}")
@@ -404,60 +402,3 @@ class PoplarExecutor:
 
     def __repr__(self) -> str:
         return repr(self._user_model)
-
-
-def trainingModel(
-    model: Union[nn.Module, PoplarExecutor],
-    options: Optional[Options] = None,
-    optimizer: Optional[torch.optim.Optimizer] = None,
-) -> PoplarExecutor:
-    """`poptorch.trainingModel`; it takes a shallow copy, so flags that are set later do not count (rule 8.5)."""
-    module = model.model if isinstance(model, PoplarExecutor) else model
-    return PoplarExecutor(copy.copy(module), options, True, POPTORCH_VERSION, optimizer, module)
-
-
-def inferenceModel(model: Union[nn.Module, PoplarExecutor], options: Optional[Options] = None) -> PoplarExecutor:
-    """`poptorch.inferenceModel`; a training executor may stand for its module (rule 8.1)."""
-    module = model.model if isinstance(model, PoplarExecutor) else model
-    return PoplarExecutor(copy.copy(module), options, False, POPTORCH_VERSION, None, module)
-
-
-def load(filename: str, edit_opts_fn: Optional[Callable[[Options], None]] = None) -> PoplarExecutor:
-    """`poptorch.load`: an executor from a file that `save` or `compileAndExport` wrote, with its model."""
-    executable = read_executable(filename)
-    if executable.model is None:
-        raise Error(f"{filename} holds no model: make an executor with the model and call its loadExecutable()")
-    options = executable.options.clone()
-    options.connectionType(ConnectionType.Always)
-    options.deleteIfExists("ipu_version")
-    if edit_opts_fn is not None:
-        edit_opts_fn(options)
-    executor = (
-        trainingModel(executable.model, options, executable.optimizer)
-        if executable.training
-        else inferenceModel(executable.model, options)
-    )
-    executor._take(executable)
-    return executor
-
-
-class _Hook:
-    """What registering a hook returns: `remove()` takes it off."""
-
-    def __init__(self, hooks: List[Callable[[], None]], hook: Callable[[], None]) -> None:
-        self._hooks, self._hook = hooks, hook
-        hooks.append(hook)
-
-    def remove(self) -> None:
-        if self._hook in self._hooks:
-            self._hooks.remove(self._hook)
-
-
-def registerPreCompileHook(hook: Callable[[], None]) -> _Hook:
-    """`poptorch.registerPreCompileHook`: call a function before every compilation."""
-    return _Hook(_hooks["before"], hook)
-
-
-def registerPostCompileHook(hook: Callable[[], None]) -> _Hook:
-    """`poptorch.registerPostCompileHook`: call a function after every compilation."""
-    return _Hook(_hooks["after"], hook)

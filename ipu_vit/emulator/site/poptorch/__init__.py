@@ -29,15 +29,9 @@ from ipu_vit.emulator.enums import (
     VariableRetrievalMode,
 )
 from ipu_vit.emulator.errors import Error, RecoverableError, UnrecoverableError
-from ipu_vit.emulator.executor import (
-    PoplarExecutor,
-    inferenceModel,
-    load,
-    registerPostCompileHook,
-    registerPreCompileHook,
-    trainingModel,
-)
+from ipu_vit.emulator.executor import PoplarExecutor
 from ipu_vit.emulator.hardware import ipuHardwareIsAvailable, ipuHardwareVersion
+from ipu_vit.emulator.hooks import registerPostCompileHook, registerPreCompileHook
 from ipu_vit.emulator.log import setLogLevel
 from ipu_vit.emulator.ops import (
     custom_op,
@@ -59,6 +53,7 @@ from ipu_vit.emulator.printing import ipu_print_tensor, print
 from ipu_vit.emulator.scopes import Attribute, MultiConv, NameScope
 from ipu_vit.emulator.stages import PipelinedExecution, ShardedExecution, Stage
 from ipu_vit.emulator.version import POPTORCH_VERSION as __version__
+from ipu_vit.emulator.wrapping import inferenceModel, load, trainingModel
 
 from . import enums, ops, optim, options, poptorch_core, profiling
 
