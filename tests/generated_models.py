@@ -373,8 +373,4 @@ def largest_error(found: Trained, expected: Trained, case: Case) -> float:
         # Statistics of batch norm are each replica's own; the host has the first one's.
         if case.replicas == 1 or not name.split(".")[-1].startswith(("running", "num")):
             pairs[name] = (found.state[name], value)
-    errors = {
-        name: float((one - other).abs().max() / other.abs().max().clamp(min=1.0))
-        for name, (one, other) in pairs.items()
-    }
-    return max(errors.values())
+    return max(float((one - other).abs().max() / other.abs().max().clamp(min=1.0)) for one, other in pairs.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from generated_models import Case, cases, largest_error, train_emulated, train_plainly
 from hypothesis import given, settings
@@ -22,3 +24,10 @@ def test_float32_training_is_that_of_float64(case: Case) -> None:
 @given(case=cases(half=True))
 def test_float16_training_stays_close_to_that_of_float64(case: Case) -> None:
     assert largest_error(train_emulated(case, torch.float16), train_plainly(case), case) < FLOAT16_BOUND
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=cases())
+def test_a_slightly_wrong_step_would_be_noticed(case: Case) -> None:
+    wrong = replace(case, values={**case.values, "lr": case.values["lr"] * 1.1})
+    assert largest_error(train_plainly(wrong), train_plainly(case), case) > FLOAT32_BOUND
