@@ -107,7 +107,7 @@ def _attention(
 
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 1:
-        raise Error("one_hot needs num_classes: a device cannot look for the largest class")
+        raise Error(f"one_hot needs num_classes: a device cannot look for the largest class ({current_line()})")
     return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
 
 

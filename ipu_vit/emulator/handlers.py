@@ -49,7 +49,7 @@ _PARTS = """
     _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _to_copy _trilinear clip
     cross_entropy empty_like fill is_same_size lift_fresh lift_fresh_copy multi_head_attention_forward
     native_dropout new_empty new_empty_strided nll_loss pixel_unshuffle rand_like randint_like randn_like
-    rrelu_with_noise_functional scalar_tensor slice_scatter unsafe_split unsafe_split_with_sizes zero
+    rrelu_with_noise_functional scalar_tensor slice_scatter unsafe_split unsafe_split_with_sizes vdot zero
 """
 
 

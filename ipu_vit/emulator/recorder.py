@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
 from ipu_vit.emulator.errors import Error
-from ipu_vit.emulator.structure import flatten
+from ipu_vit.emulator.structure import LEAF, flatten
 from ipu_vit.emulator.tape import Entry, Slot, Tape, is_fake, slots_in, transparent
 from ipu_vit.emulator.user_code import current_line
 
@@ -188,7 +188,7 @@ class Recorder(TorchFunctionMode):
     def finish(self, inputs: Sequence[Tensor], result: Any, loss: Optional[Tensor]) -> Tape:
         """The tape of a forward that was given these inputs and returned this result."""
         leaves, structure = flatten(result)
-        results = [Slot(self.slot_of(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        results = [self._returned(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         input_slots = [self.slot_of(tensor) for tensor in inputs]
         tape = Tape(
             entries=self.entries,
@@ -207,6 +207,18 @@ class Recorder(TorchFunctionMode):
         )
         _note_spent(tape)
         return tape
+
+    def _returned(self, tensor: Tensor) -> Slot:
+        """The slot of a returned tensor: of a copy, if it is a weight, or a view of one, which may change later."""
+        slot = self.slot_of(tensor)
+        if tensor.untyped_storage()._cdata in {
+            self.tensors[of].untyped_storage()._cdata for of in self.weights.values()
+        }:
+            copied = len(self.tensors)
+            self.tensors.append(tensor)
+            self.entries.append(Entry(torch.clone, [Slot(slot)], {}, [(0, slot)], [copied], LEAF, False))
+            slot = copied
+        return Slot(slot)
 
 
 def _version(tensor: Tensor) -> int:

@@ -268,8 +268,11 @@ def active() -> Optional[Tracer]:
 def _call(func: Any, args: Any, kwargs: Any) -> Any:
     """Call an operator on fake tensors.
 
-    Some versions of PyTorch try operators out to learn the types of their results, and have few in half.
+    Some versions of PyTorch try operators out to learn the types of their results, and have few in half; nor can they
+    pass a number to these operators.
     """
+    if func._schema.name.rstrip("_") in ("aten::bitwise_or", "aten::bitwise_xor") and isinstance(args[1], int):
+        func, args = func.overloadpacket.Tensor, (args[0], torch.tensor(args[1]))
     try:
         return func(*args, **kwargs)
     except RuntimeError as error:

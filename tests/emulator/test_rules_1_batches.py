@@ -467,6 +467,30 @@ def test_rule_1_15_dictionaries_keep_what_else_they_have() -> None:
     groups["new"].append(1)
 
 
+def test_rule_1_15_weights_and_buffers_come_back_as_the_micro_batch_left_them() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Any:
+            self.count.add_(1)
+            return (
+                self.weight,
+                self.weight[None, :],
+                self.count,
+                poptorch.identity_loss((self.weight * x).sum(), "none"),
+            )
+
+    opts = options(iterations=3, accumulation=2)
+    # Each iteration takes one, the gradient, off the weight.
+    weight, view, count, _ = training(Counts(), opts, lr=1.0)(torch.ones(6))
+    assert weight.tolist() == [0.0, 0.0] * 2 + [-1.0, -1.0] * 2 + [-2.0, -2.0] * 2
+    assert torch.equal(view, weight.reshape(6, 2)) and count.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert poptorch.inferenceModel(Counts(), options(iterations=3))(torch.ones(3))[2].tolist() == [1.0, 2.0, 3.0]
+
+
 def test_rule_1_15_registered_types_go_in_and_out(pairs: None) -> None:
     x, y = torch.arange(4.0), torch.ones(4, 2)
 
