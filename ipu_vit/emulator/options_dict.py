@@ -29,7 +29,7 @@ class OptionsDict:
             expected = type(self._values[name])
             if not isinstance(value, expected):
                 raise AssertionError(
-                    f"Option {name} takes a value of type {expected.__name__}, not {value!r}, a {type(value).__name__}"
+                    f"Option {name} takes a value of type {expected.__name__}, not {value!r} ({type(value).__name__})"
                 )
             self._values[name] = value
 

@@ -125,7 +125,7 @@ def _check(name: str, value: Any) -> None:
     if not _fits(name, value):
         takes, example = next((takes, example) for names, takes, example in _KINDS if name in names)
         raise Error(
-            f"Session option {name} takes {takes}, such as {example}; it was set to {value!r}, a {type(value).__name__}"
+            f"Session option {name} takes {takes}, such as {example}; it was set to {value!r} ({type(value).__name__})"
         )
     if name in ENUMERATIONS and value >= ENUMERATIONS[name]:
         raise Error(f"Session option {name} is out of range: it takes 0 to {ENUMERATIONS[name] - 1}, not {value!r}")

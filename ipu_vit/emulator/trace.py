@@ -7,6 +7,7 @@ every operator under the pipeline stage that is active. What cannot be traced fa
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import Any, Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional
 
@@ -38,6 +39,10 @@ _FREE = {
 
 # In an IPU's place, for what comes from the host.
 _HOST = -1
+
+
+# Newer versions of PyTorch log a traceback of their own when an operator refuses its arguments.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 
 class _Origin(NamedTuple):

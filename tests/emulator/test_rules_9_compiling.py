@@ -142,7 +142,7 @@ def test_rule_9_7_ranges_are_checked(name: str) -> None:
 def test_rule_9_7_names_are_checked_when_compiled() -> None:
     refused(popart_options("prefetchDepth", 3), "no session option prefetchDepth, which was set to 3")
     refused(popart_options("autoRecomputations", 3), "did you mean autoRecomputation?")
-    refused(popart_options("outlineThreshold", 10), r"outlineThreshold takes a float, such as 10\.0.*10, a int")
+    refused(popart_options("outlineThreshold", 10), r"outlineThreshold takes a float, such as 10\.0.*10 \(int\)")
     refused(popart_options("cachePath", None), "cachePath takes a string")
     refused(popart_options("device_iterations", 3), "device_iterations is set in two ways", AssertionError)
     training(Layers(), popart_options("outlineThreshold", 10.0)).compile(*data(1))
