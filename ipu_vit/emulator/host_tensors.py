@@ -86,6 +86,15 @@ def is_watched(tensor: Tensor) -> bool:
     return isinstance(tensor, _Watched) and _WATCHER in tensor.__dict__
 
 
+def is_alone(tensor: Tensor) -> bool:
+    """Whether nobody else sees this tensor's memory, such as a view, an array or another process."""
+    count = getattr(torch._C, "_storage_Use_Count", None)  # which PyTorch 2.0 lacks
+    if count is None or tensor.is_shared():
+        return False
+    storage = tensor.untyped_storage()
+    return bool(count(storage._cdata) <= 2)  # the tensor and the line above
+
+
 def require_plain(name: str, buffer: Tensor) -> None:
     """Raise Error for a buffer of a class of its own (rule 8.7)."""
     if type(buffer) not in (Tensor, PoptorchBuffer):

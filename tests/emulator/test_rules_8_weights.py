@@ -644,3 +644,39 @@ def test_an_executor_has_its_modules_attributes() -> None:
     assert repr(executor) == repr(model)
     with pytest.raises(AttributeError, match="nothing"):
         executor.nothing  # noqa: B018
+
+
+SHARES: Dict[str, Callable[[Net], Any]] = {
+    "a state dictionary": lambda model: model.state_dict()["scale"],
+    "a numpy array": lambda model: model.scale.detach().numpy(),
+    "data": lambda model: model.scale.data,
+    "a view": lambda model: model.scale.view(2, 2),
+}
+
+
+@pytest.mark.parametrize("share", SHARES.values(), ids=SHARES)
+@pytest.mark.parametrize("when", ["before wrapping", "before compiling", "after a run"])
+def test_rule_8_2_weights_are_copied_into_the_memory_they_have(share: Callable[[Net], Any], when: str) -> None:
+    """Whoever shares the host's memory sees what is copied back, as late as that."""
+    model = Net()
+    seen = share(model) if when == "before wrapping" else None
+    executor = trainer(model)
+    seen = share(model) if when == "before compiling" else seen
+    executor.compile(*data(8))
+    executor(*data(8, 1))
+    seen = share(model) if when == "after a run" else seen
+    before = torch.as_tensor(seen).detach().clone()
+    executor(*data(8, 2))
+    assert torch.equal(torch.as_tensor(seen).detach(), before)
+    executor.copyWeightsToHost()
+    assert torch.equal(torch.as_tensor(seen).detach().flatten(), model.scale.detach())
+    assert not torch.equal(torch.as_tensor(seen).detach(), before)
+
+
+def test_rule_8_2_weights_in_shared_memory_stay_there() -> None:
+    model = Net().share_memory()
+    executor = trainer(model)
+    address = model.scale.data_ptr()
+    executor(*data(8))
+    executor.copyWeightsToHost()
+    assert model.scale.is_shared() and model.scale.data_ptr() == address
