@@ -6,6 +6,7 @@ import collections
 import itertools
 import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -117,6 +118,23 @@ class Watched(Counting):
         return super().__getitem__(index)
 
 
+class Interrupting(Counting):
+    """Interrupts the program that made it when it waits for item 3."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.program = os.getpid()
+        self.wanted = torch.zeros(1, dtype=torch.int64).share_memory_()  # items, by the program
+        self.interrupted = torch.zeros(1, dtype=torch.bool).share_memory_()
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 3:
+            wait_until(lambda: bool(self.wanted == 4))
+            os.kill(self.program, signal.SIGINT)
+            wait_until(lambda: bool(self.interrupted))
+        return super().__getitem__(index)
+
+
 class Stream(IterableDataset):  # type: ignore[type-arg]
     """The same numbers for every worker."""
 
@@ -171,6 +189,12 @@ def keep_some(worker: int) -> None:
     """A worker_init_fn that shards a `Stream` of 12."""
     info: Any = torch.utils.data.get_worker_info()
     info.dataset.size = 6 if worker else 5
+
+
+def hold_second(worker: int) -> None:
+    """A worker_init_fn that one of two workers never gets out of."""
+    if worker == 1:
+        threading.Event().wait()
 
 
 def stack_reversed(items: List[Any]) -> Any:

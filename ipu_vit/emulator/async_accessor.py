@@ -161,16 +161,25 @@ class AsynchronousDataAccessor:
     def _receive(self) -> Tuple[str, Any]:
         """The worker's next message that is not older than the last RESTART; its last words are raised."""
         while self._ended is None:
-            try:
-                kind, generation, payload = self._connection.recv()
-            except (EOFError, OSError):
-                self._fail(self._obituary(), None)
+            kind, generation, payload = self._next_message()
             if kind == ring_worker.ERROR:
                 gist, traceback = payload
                 self._fail(f"The data loader's worker process failed: {gist}", traceback)
             if generation == self._generation:
                 return kind, payload
         self._fail(*self._ended)
+
+    def _next_message(self) -> Tuple[str, int, Any]:
+        try:
+            self._connection.poll(None)  # Ctrl-C in here loses nothing: a program may go on after it
+            try:
+                message: Tuple[str, int, Any] = self._connection.recv()
+            except KeyboardInterrupt:  # what is left of this message cannot be told from the next one
+                self.terminate()
+                raise
+        except (EOFError, OSError):
+            self._fail(self._obituary(), None)
+        return message
 
     def _fail(self, reason: str, traceback: Optional[str]) -> NoReturn:
         self._ended = self._ended or (reason, traceback)

@@ -20,6 +20,7 @@ not, be it because of `terminate()`, of the end of the program or of SIGKILL, ev
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import re
@@ -42,6 +43,8 @@ from ipu_vit.emulator.ring import Form, Layout, SharedFile
 
 RESTART, RELEASE = b"restart", b"release"
 LAYOUT, FILLED, END, ERROR = "layout", "filled", "end", "error"
+
+PR_SET_PDEATHSIG = 1
 
 # Seconds for a worker to leave by itself once the reader has hung up, and then to do so when it is told.
 PATIENCE = 1.0
@@ -218,6 +221,21 @@ def _leave_with_reader(connection: int) -> None:
     os._exit(1)
 
 
+def _end_with_parent(connection: Connection) -> None:
+    """Runs in every process that the dataset forks: it must not outlive this one, nor keep the connection open.
+
+    A loader's workers look for their parent now and then, but not while they load, and in vain if it died before
+    they first looked.
+    """
+    connection.close()
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)
+
+
 def _raise_if_a_worker_was_killed() -> None:
     """Say that the dataset's own worker was killed, instead of what it left half done."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a loader's handler raises the same, but anywhere
@@ -236,8 +254,7 @@ def work(connection: Connection, file: SharedFile, parcel: Parcel, task: Task) -
     multiprocessing.set_start_method(task.start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program; it closes the connection if it ends
     signal.signal(signal.SIGTERM, _leave)
-    # The dataset's own workers must not keep the connection open when this process dies.
-    util.register_after_fork(connection, Connection.close)
+    util.register_after_fork(connection, _end_with_parent)
     threading.Thread(target=_leave_with_reader, args=(connection.fileno(),), daemon=True).start()
     torch.set_num_threads(1)  # like torch's own workers: the other cores are for training
     dataset = None

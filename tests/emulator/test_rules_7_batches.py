@@ -49,7 +49,7 @@ def test_rule_7_8_dictionaries_of_other_kinds_and_orders(make: Any) -> None:
         ("a", 2),
     ]
     (by_default,) = make(Accessor, Stored([collections.defaultdict(int, a=one)]))
-    assert by_default == {"a": one}
+    assert type(by_default) is collections.defaultdict and by_default == {"a": one} and by_default["b"] == 0
     found = [
         (batch["a"].item(), batch["b"].item())
         for batch in make(Accessor, Stored([dict(a=one, b=two), dict(b=one, a=two)]))
