@@ -10,8 +10,9 @@ from ipu_vit.emulator.log import logger
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What PopTorch logs during a test, after which its level is as before."""
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    """What PopTorch logs during a test, as if nothing had been said before; afterwards its level is as it was."""
+    monkeypatch.setattr("ipu_vit.emulator.log._said", set())
     level = logger.level
     logger.addHandler(caplog.handler)
     yield caplog
