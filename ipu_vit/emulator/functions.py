@@ -32,6 +32,7 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         F.scaled_dot_product_attention: _attention,
         F.one_hot: _one_hot,
         F.rrelu: _rrelu,
+        Tensor.__deepcopy__: lambda input, memo: input.detach().clone(),
         Tensor.double: lambda input: input.float(),  # the device has no float64 (rule 6.7)
         Tensor.__iter__: _iterate,
         Tensor.__format__: lambda input, specification: "<unavailable>",

@@ -45,11 +45,12 @@ _HANDLED = """
 # What PyTorch's versions make of these, and of what they consist of, when they take a model apart.
 _PARTS = """
     _adaptive_avg_pool2d _adaptive_avg_pool3d _batch_norm_with_update _ctc_loss _embedding_bag_forward_only
-    _index_put_impl _local_scalar_dense _log_softmax_backward_data _native_batch_norm_legit
-    _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _to_copy _trilinear clip
-    cross_entropy empty_like fill is_same_size lift_fresh lift_fresh_copy multi_head_attention_forward
-    native_dropout new_empty new_empty_strided nll_loss pixel_unshuffle rand_like randint_like randn_like
-    rrelu_with_noise_functional scalar_tensor slice_scatter unsafe_split unsafe_split_with_sizes vdot zero
+    _index_put_impl _is_all_true _is_any_true _local_scalar_dense _log_softmax_backward_data
+    _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _to_copy
+    _trilinear clip cross_entropy empty_like fill is_same_size lift_fresh lift_fresh_copy
+    multi_head_attention_forward native_dropout new_empty new_empty_strided nll_loss pixel_unshuffle rand_like
+    randint_like randn_like rrelu_with_noise_functional scalar_tensor slice_scatter unsafe_split
+    unsafe_split_with_sizes vdot zero
 """
 
 

@@ -73,8 +73,8 @@ class Recorder(TorchFunctionMode):
             return self.weights[name]
         if is_fake(tensor):
             raise Error(
-                "forward uses a tensor made by something that cannot be traced, such as a torch.jit.script function: "
-                "call plain torch functions instead"
+                "forward uses a tensor made by something that cannot be traced, such as torch.func.vmap: call plain "
+                f"torch functions instead ({current_line()})"
             )
         slot = self.new_slot(tensor)
         with _disable_current_modes():

@@ -248,8 +248,10 @@ def tracing(tracer: Tracer, recorder: Recorder, strategy: Strategy, fake: FakeTe
     """Trace what runs inside."""
     strategy.onStartTracing()
     try:
-        with device.context(tracer), substitutes(tracer.is_program), fake, tracer, recorder:
-            yield
+        # PyTorch 2.0 would compile scripts for data that there is none of, and crash.
+        with torch.jit.optimized_execution(False), substitutes(tracer.is_program):
+            with device.context(tracer), fake, tracer, recorder:
+                yield
     except DataDependentOutputException as error:
         raise Error(
             f"{_item(error)} is only supported in eager mode: forward must not look at a tensor's value, as .item(), "

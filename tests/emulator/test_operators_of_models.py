@@ -233,7 +233,11 @@ FUNCTIONS: Dict[str, Case] = {
         "random of no effect": (lambda x: x + 0 * (torch.rand_like(x) + torch.randn_like(x)), X),
         "drop path": (lambda x: x * x.new_empty(2, 1).bernoulli_(1.0), X),
         "bernoulli": (lambda x: x * torch.bernoulli(torch.ones_like(x)), X),
-        "no_grad": (torch.no_grad()(lambda x: x * 2), X),
+        "no_grad": (torch.no_grad()(lambda x: x * 2), X), "deepcopy": (lambda x: copy.deepcopy(x.detach()) * x, X),
+        "distribution": (lambda x: x + 0 * torch.distributions.Uniform(0.0, 2.0).sample(x.shape), X),
+        "distribution of tensors": (
+            lambda x, y: torch.distributions.Normal(x, y.exp(), validate_args=False).log_prob(y), X, OTHER
+        ),
     }.items()
 }  # fmt: skip
 

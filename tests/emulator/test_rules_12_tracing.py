@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from ipu_vit.emulator import handlers
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 X = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]])
 
 
@@ -174,6 +175,19 @@ def test_rule_12_1_compiling_leaves_pytorch_as_it_was() -> None:
     assert parts() == before and X.device == torch.device("cpu")
     assert all(dict(model.named_parameters())[name] is weight for name, weight in weights.items())
     torch.testing.assert_close(model(X), model.weight + X.sum())
+
+
+def _scripted(x: Tensor, count: int) -> Tensor:
+    for _ in range(count):
+        x = x * 2 + 1
+    return x.sum(1)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_rule_12_1_scripts_are_traced_as_one_operator() -> None:
+    script = torch.jit.script(_scripted)
+    assert torch.equal(infer(lambda x: script(x, 3), X), _scripted(X, 3))
+    torch.testing.assert_close(gradient(lambda w: script(w, 3), X), torch.full_like(X, 8))
 
 
 # --- 12.2: shapes ------------------------------------------------------------------------------------
@@ -369,6 +383,13 @@ def test_rule_12_5_computed_slices_have_a_constant_length_and_wrap() -> None:
 
 
 # --- 12.6: operators ---------------------------------------------------------------------------------
+
+
+def test_rule_12_1_what_hides_its_operators_cannot_be_traced() -> None:
+    vectorised = torch.func.vmap(lambda row: row * 2)
+    function = lambda x: vectorised(x) + 1  # noqa: E731
+    message = refusal(function)
+    assert "made by something that cannot be traced" in message and line_of(function) in message
 
 
 @pytest.mark.parametrize("training", [False, True])
