@@ -52,6 +52,8 @@ def check_call(function: Any, kwargs: Dict[str, Any]) -> None:
         raise Error(
             f"autocast is not supported: convert the model or parts of it by half() and float() ({current_line()})"
         )
+    if function is Tensor.register_hook:
+        log_once(f"Hooks of the backward pass have no effect on the device ({current_line()})")
     if function in handlers.FACTORIES and kwargs.get("device") is None:
         log_once(
             f"torch.{function.__name__} has no device= in forward: its result is made on the IPU all the same; pass "

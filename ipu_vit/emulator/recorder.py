@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.structure import LEAF, flatten
@@ -84,9 +84,10 @@ class Recorder(TorchFunctionMode):
     # Calls ------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self._is_for_host(args, kwargs):
-            return self._call_on_host(func, args, kwargs)
+        leaves, spec = tree_flatten((args, kwargs or {}))
+        args, kwargs = tree_unflatten([self._as_weight(leaf) for leaf in leaves], spec)
+        if self._is_for_host(leaves):
+            return self._call_on_host(func, args, kwargs, leaves)
         replacement = self._replacements.get(func)
         if replacement is not None:
             with self:
@@ -100,9 +101,15 @@ class Recorder(TorchFunctionMode):
             result = self._call(Tensor.float, [result], {})
         return result
 
-    def _is_for_host(self, args: Sequence[Any], kwargs: Dict[str, Any]) -> bool:
-        """Whether a call has tensors, all of them of the host, and moves none to the device."""
-        leaves = tree_flatten((args, kwargs))[0]
+    def _as_weight(self, value: Any) -> Any:
+        """The device's weight for the host's, everything else as it is."""
+        if not isinstance(value, Tensor) or is_fake(value):
+            return value
+        name = self._name_of(value)
+        return value if name is None else self.tensors[self.weights[name]]
+
+    def _is_for_host(self, leaves: Sequence[Any]) -> bool:
+        """Whether the arguments of a call have tensors, all of them of the host, and it moves none to the device."""
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors or not all(map(self._is_of_host, tensors)):
             return False
@@ -112,8 +119,8 @@ class Recorder(TorchFunctionMode):
         written_on_device = self._slots.get(id(tensor)) in self.written
         return not is_fake(tensor) and not written_on_device and self._name_of(tensor) is None
 
-    def _call_on_host(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
-        given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    def _call_on_host(self, function: Callable[..., Any], args: Any, kwargs: Any, leaves: Sequence[Any]) -> Any:
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         versions = [_version(tensor) for tensor in given]
         with _disable_current_modes():
             result = function(*args, **kwargs)

@@ -15,6 +15,7 @@ import torch
 import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import Function, FunctionCtx
+from torch.utils.hooks import BackwardHook
 
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.log import log_once
@@ -36,6 +37,8 @@ def substitutes(is_program: Callable[[], bool]) -> Iterator[None]:
             # Either is what torch.utils.checkpoint runs functions by, depending on PyTorch's version.
             (torch.utils.checkpoint, "_checkpoint_without_reentrant", _call_directly),
             (torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _prepare_nothing),
+            (BackwardHook, "setup_input_hook", _no_backward_hook),
+            (BackwardHook, "setup_output_hook", _no_backward_hook),
             (compiler, "set_eval_frame", _refuse_compiling),
             (compiler, "_maybe_set_eval_frame", _refuse_compiling),
         ):
@@ -94,6 +97,11 @@ def _call_directly(original: Any, function: Callable[..., Any], preserve: bool, 
 def _prepare_nothing(original: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
     """What surrounds the call of a checkpointed function."""
     yield
+
+
+def _no_backward_hook(original: Any, hook: Any, tensors: Any) -> Any:
+    log_once(f"Hooks of the backward pass have no effect on the device ({current_line()})")
+    return tensors
 
 
 def _refuse_compiling(original: Callable[[Any], Any], callback: Any) -> Any:

@@ -483,6 +483,41 @@ def test_a_straight_through_estimator_has_the_gradient_of_its_forward() -> None:
     assert torch.equal(gradient(lambda w: Rounded.apply(w) + w * 2, X), torch.full_like(X, 2))
 
 
+@pytest.mark.parametrize("of", ["a tensor", "a module"])
+def test_hooks_of_the_backward_pass_are_ignored_with_a_warning(of: str, log: Any) -> None:
+    layer = nn.Linear(3, 3)
+    if of == "a module":
+        layer.register_full_backward_hook(lambda module, given, got: (given[0] * 7,))
+
+    def forward(w: Tensor) -> Tensor:
+        result = layer(w * 2)
+        if of == "a tensor":
+            result.register_hook(lambda gradient: gradient * 7)
+        return result
+
+    torch.testing.assert_close(gradient(forward, X), 2 * layer.weight.detach().sum(0).expand(2, 3))
+    (record,) = log.records
+    assert "Hooks of the backward pass have no effect" in record.getMessage() and __file__ in record.getMessage()
+
+
+def test_parameters_in_lists_are_trained() -> None:
+    class Lists(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(X.clone())
+            self.weights = [{"first": self.weight}]
+
+        def forward(self) -> Tensor:
+            both = torch.stack([self.weights[0]["first"], self.weight])
+            return poptorch.identity_loss(both.square().sum(), "none")
+
+    model = Lists()
+    trainer = poptorch.trainingModel(model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+    trainer()
+    trainer.copyWeightsToHost()
+    torch.testing.assert_close(model.weight.detach(), X - 4 * X)
+
+
 # --- checkpoints -------------------------------------------------------------------------------------
 
 
