@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Tuple
+from typing import Any, Callable, Tuple
 
 import poptorch
 import torch
@@ -43,6 +43,18 @@ def options(*, accumulation: int = 1, replicas: int = 1, iterations: int = 1, se
     result.outputMode(poptorch.OutputMode.All)
     result.randomSeed(seed)
     return result
+
+
+def training(model: nn.Module, opts: Any = None, lr: float = 0.1) -> Any:
+    """An executor that trains with plain SGD."""
+    return poptorch.trainingModel(model, opts or options(), poptorch.optim.SGD(model.parameters(), lr=lr))
+
+
+def inference(forward: Callable[..., Any], opts: Any = None) -> Any:
+    """An executor of a model whose forward is a function, with the function's own parameters."""
+    model = nn.Module()
+    model.forward = forward
+    return poptorch.inferenceModel(model, opts)
 
 
 def data(count: int, seed: int = 1) -> Tuple[Tensor, Tensor]:

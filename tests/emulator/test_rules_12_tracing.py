@@ -12,7 +12,6 @@ import torch
 from operator_models import Calls, gradient, infer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from ipu_vit.emulator import handlers
 
@@ -34,11 +33,6 @@ def refusal(function: Callable[..., Any], *inputs: Any, training: bool = False) 
 
 def line_of(function: Callable[..., Any]) -> str:
     return f"{__file__}:{function.__code__.co_firstlineno}"
-
-
-@pytest.fixture(autouse=True)
-def _warn_again(monkeypatch: Any) -> None:
-    monkeypatch.setattr("ipu_vit.emulator.log._said", set())
 
 
 # --- 12.1: forward runs once, without data -----------------------------------------------------------
@@ -299,19 +293,7 @@ def test_rule_12_3_tensors_of_the_device_say_so() -> None:
     assert {str(model.weight.device), str(model.buffer.device), str(found.device)} == {"cpu"}
 
 
-# --- 12.4: loops, compilers, mixed precision ---------------------------------------------------------
-
-
-def test_rule_12_4_loops_and_branches_are_for_inference() -> None:
-    def loop(w: Tensor) -> Tensor:
-        return poptorch.for_loop(2, lambda x: x * 2, [w])[0]
-
-    def branch(w: Tensor) -> Tensor:
-        return poptorch.cond((w.sum() > 0).reshape(1), lambda x: x, [w], lambda x: -x, [w])[0]
-
-    assert torch.equal(infer(loop, X), 4 * X) and torch.equal(infer(branch, X), X)
-    assert refusal(loop, training=True) == "poptorch.for_loop is for inference only: it has no gradient"
-    assert refusal(branch, training=True) == "poptorch.cond is for inference only: it has no gradient"
+# --- 12.4: compilers, mixed precision (loops and branches: test_control_flow) ---------------------------------------------------------
 
 
 def test_rule_12_4_nothing_is_compiled_by_torch() -> None:
@@ -421,129 +403,3 @@ def test_rule_12_6_operators_are_checked_inside_of_modules() -> None:
     model = nn.Sequential(nn.Linear(3, 3), Inner())
     with pytest.raises(poptorch.Error, match=r"Unsupported ops .*aten::tril at .*test_rules_12_tracing.py:\d+: return"):
         poptorch.inferenceModel(model).compile(X)
-
-
-# --- custom autograd functions -----------------------------------------------------------------------
-
-
-class Doubled(torch.autograd.Function):
-    """x², whose backward is wrong by intent."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.set_materialize_grads(False)
-        ctx.factor = factor
-        assert ctx.needs_input_grad[1] is False
-        return x * x * factor
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0] * 7, None
-
-
-class SetUp(torch.autograd.Function):
-    """The same in PyTorch's other style."""
-
-    @staticmethod
-    def forward(x: Tensor, factor: int) -> Tensor:  # type: ignore[override]
-        return x * x * factor
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(inputs[0], output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0] * 7, None
-
-
-@pytest.mark.parametrize("function", [Doubled, SetUp])
-def test_custom_gradients_are_ignored_with_a_warning(function: Any, log: Any) -> None:
-    torch.testing.assert_close(gradient(lambda w: function.apply(w, 3), X), 6 * X)
-    (record,) = log.records
-    assert f"The backward of {function.__name__} is ignored" in record.getMessage() and __file__ in record.getMessage()
-    assert torch.equal(infer(lambda x: function.apply(x, 3), X), 3 * X * X)
-    # Not so on the host.
-    weight = X.clone().requires_grad_()
-    function.apply(weight, 3).sum().backward()
-    assert torch.equal(weight.grad, torch.full_like(X, 7))
-
-
-def test_a_straight_through_estimator_has_the_gradient_of_its_forward() -> None:
-    class Rounded(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.round()
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return grads[0]
-
-    assert torch.equal(gradient(lambda w: Rounded.apply(w) + w * 2, X), torch.full_like(X, 2))
-
-
-@pytest.mark.parametrize("of", ["a tensor", "a module"])
-def test_hooks_of_the_backward_pass_are_ignored_with_a_warning(of: str, log: Any) -> None:
-    layer = nn.Linear(3, 3)
-    if of == "a module":
-        layer.register_full_backward_hook(lambda module, given, got: (given[0] * 7,))
-
-    def forward(w: Tensor) -> Tensor:
-        result = layer(w * 2)
-        if of == "a tensor":
-            result.register_hook(lambda gradient: gradient * 7)
-        return result
-
-    torch.testing.assert_close(gradient(forward, X), 2 * layer.weight.detach().sum(0).expand(2, 3))
-    (record,) = log.records
-    assert "Hooks of the backward pass have no effect" in record.getMessage() and __file__ in record.getMessage()
-
-
-def test_parameters_in_lists_are_trained() -> None:
-    class Lists(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(X.clone())
-            self.weights = [{"first": self.weight}]
-
-        def forward(self) -> Tensor:
-            both = torch.stack([self.weights[0]["first"], self.weight])
-            return poptorch.identity_loss(both.square().sum(), "none")
-
-    model = Lists()
-    trainer = poptorch.trainingModel(model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
-    trainer()
-    trainer.copyWeightsToHost()
-    torch.testing.assert_close(model.weight.detach(), X - 4 * X)
-
-
-# --- checkpoints -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointed_functions_are_traced_once(reentrant: bool) -> None:
-    calls: List[Any] = []
-
-    def inner(w: Tensor, factor: int) -> Tensor:
-        calls.append(factor)
-        return (w * factor).exp() + w.relu()
-
-    def forward(w: Tensor) -> Tensor:
-        return checkpoint(inner, w, 2, use_reentrant=reentrant) * w
-
-    x = X / 4
-    found = gradient(forward, x)
-    assert calls == [2]
-    weight = x.clone().requires_grad_()
-    (inner(weight, 2) * weight).sum().backward()
-    torch.testing.assert_close(found, weight.grad)
-
-
-@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint")
-def test_checkpointed_sequences_are_traced() -> None:
-    layers = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh())
-    found = gradient(lambda w: checkpoint_sequential(layers, 2, w), X)
-    weight = X.clone().requires_grad_()
-    layers(weight).sum().backward()
-    torch.testing.assert_close(found, weight.grad)
