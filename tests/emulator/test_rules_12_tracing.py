@@ -293,7 +293,7 @@ def test_rule_12_3_tensors_of_the_device_say_so() -> None:
     assert {str(model.weight.device), str(model.buffer.device), str(found.device)} == {"cpu"}
 
 
-# --- 12.4: compilers, mixed precision (loops and branches: test_control_flow) ---------------------------------------------------------
+# --- 12.4: compilers, mixed precision (loops and branches: test_control_flow) ----------------------------------------
 
 
 def test_rule_12_4_nothing_is_compiled_by_torch() -> None:
