@@ -19,8 +19,8 @@ from torch.overrides import handle_torch_function
 from ipu_vit.emulator.structure import LEAF, Structure, flatten
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-# What opaque functions do, by what callers see of them.
-_opaque: Dict[Callable[..., Any], Callable[..., Any]] = {}
+# The attribute by which what callers see of an opaque function knows the function itself.
+_OPAQUE = "_poptorch_opaque"
 
 
 def opaque(function: Function) -> Function:
@@ -32,7 +32,7 @@ def opaque(function: Function) -> Function:
             return handle_torch_function(call, (), *args, **kwargs)
         return function(*args, **kwargs)
 
-    _opaque[call] = function
+    setattr(call, _OPAQUE, function)
     return cast(Function, call)
 
 
@@ -161,12 +161,12 @@ def is_fake(tensor: Tensor) -> bool:
 
 def transparent(function: Callable[..., Any]) -> Callable[..., Any]:
     """What an opaque function does; other functions as they are."""
-    return _opaque.get(function, function)
+    return getattr(function, _OPAQUE, function)  # type: ignore[no-any-return]
 
 
 def is_opaque(function: Callable[..., Any]) -> bool:
     """Whether a function was marked `opaque`."""
-    return function in _opaque
+    return hasattr(function, _OPAQUE)
 
 
 def slots_in(value: Any, found: Set[int]) -> None:
