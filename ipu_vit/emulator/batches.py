@@ -153,9 +153,9 @@ class Outputs:
         if self._mode == OutputMode.Sum:
             before = self._leaves.get((0, replica))
             kept = leaves if before is None else [_sum(old, new) for old, new in zip(before, leaves)]
-            self._leaves[0, replica] = [_detached(leaf) for leaf in kept]
+            self._leaves[0, replica] = kept
         elif self._wants(order):
-            self._leaves[order, replica] = [_detached(leaf) for leaf in leaves]
+            self._leaves[order, replica] = leaves
 
     def _wants(self, order: int) -> bool:
         if self._mode == OutputMode.EveryN:
@@ -170,10 +170,6 @@ class Outputs:
 
 def _sum(old: Any, new: Any) -> Any:
     return old + new if isinstance(new, Tensor) else new
-
-
-def _detached(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _join(column: Sequence[Any]) -> Any:

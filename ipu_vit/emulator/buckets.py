@@ -27,16 +27,12 @@ class Bucket:
         self.names = list(names)
         self._shapes = [weights[name].shape for name in names]
         self._sizes = [weights[name].numel() for name in names]
-        self.flat = self.join([weights[name].detach() for name in names])
+        self.flat = torch.cat([weights[name].detach().reshape(-1) for name in names])
 
     @property
     def places(self) -> List[Tuple[int, int]]:
         """First element and length of each weight."""
         return list(zip(accumulate([0, *self._sizes]), self._sizes))
-
-    def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors shaped as the weights, end to end."""
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
     def split(self, flat: Tensor) -> Dict[str, Tensor]:
         """Views of a flat tensor, shaped as the weights, by name."""
@@ -53,9 +49,9 @@ def make_buckets(groups: Sequence[Group], weights: Dict[str, Tensor], used: Sequ
     for number, group in enumerate(groups):
         for dtype in (torch.float32, torch.float16):
             names = [name for name in group.parameters if name in used and weights[name].dtype == dtype]
-            buckets.extend(Bucket(number, some, weights) for some in _runs(names, weights))
-    for bucket in buckets:
-        weights.update(bucket.split(bucket.flat))
+            for some in _runs(names, weights):
+                buckets.append(Bucket(number, some, weights))
+                weights.update(buckets[-1].split(buckets[-1].flat))
     for name in used:
         weights[name].requires_grad_()
     return buckets

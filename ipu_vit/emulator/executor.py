@@ -23,7 +23,7 @@ from ipu_vit.emulator.enums import ConnectionType, OutputMode
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.exported import Executable, read_executable, write_executable
 from ipu_vit.emulator.host_switches import neutral
-from ipu_vit.emulator.host_tensors import require_unwrapped, trainer_of, unwrap_module, wrap_module
+from ipu_vit.emulator.host_tensors import require_unwrapped, return_free_memory, trainer_of, unwrap_module, wrap_module
 from ipu_vit.emulator.latency import Latency
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.options import Options
@@ -144,14 +144,15 @@ class PoplarExecutor:
         self._weights.to_device()
         self._weights.separate([name for name in program.tape.written_weights if name in self._weights.buffers])
         updates = self._make_updates(program) if self._training else []
+        if self._training:
+            self._weights.lend_host()
+            return_free_memory()
         self._runner = Runner(program, self._options, self._layout, self._weights, self._random, updates)
         self._program = program
         self._compiled_for = batch
         self._attached = self._options.connection_type == ConnectionType.Always
         if isinstance(self._optimizer, optim.Optimizer):
             self._optimizer.attach(self)
-        if self._training:
-            self._weights.lend_host()
         for hook in hooks.after_compiling:
             hook()
         self._compilation_seconds = time.perf_counter() - started
@@ -167,7 +168,7 @@ class PoplarExecutor:
         updates: List[SharedUpdate] = []
         for members, names in self._weights.sharers(program.trained).items():
             tensors = self._weights.replicas[members[0]]
-            updates.append(SharedUpdate(members, WeightUpdate(attributes, self._options, tensors, names)))
+            updates.append(SharedUpdate(members, names, WeightUpdate(attributes, self._options, tensors, names)))
             # The update has put its weights end to end; the other replicas use the same tensors.
             for other in members[1:]:
                 self._weights.replicas[other].update({name: tensors[name] for name in names})

@@ -8,6 +8,7 @@ all. Copies and files of them are of the module's own classes.
 from __future__ import annotations
 
 import copy
+import ctypes
 import weakref
 from typing import Any, Callable, Dict, Optional, Union
 
@@ -86,13 +87,26 @@ def is_watched(tensor: Tensor) -> bool:
     return isinstance(tensor, _Watched) and _WATCHER in tensor.__dict__
 
 
-def is_alone(tensor: Tensor) -> bool:
-    """Whether nobody else sees this tensor's memory, such as a view, an array or another process."""
-    count = getattr(torch._C, "_storage_Use_Count", None)  # which PyTorch 2.0 lacks
-    if count is None or tensor.is_shared():
-        return False
-    storage = tensor.untyped_storage()
-    return bool(count(storage._cdata) <= 2)  # the tensor and the line above
+def lend(memory: Tensor, host: Tensor) -> None:
+    """Let a host tensor be this memory and free its own, unless a view, an array or another process sees that too."""
+    if host.is_shared():
+        return
+    own = host.untyped_storage()._weak_ref()
+    layout = host.storage_offset(), host.shape, host.stride()
+    host.data = memory.detach()
+    if not torch.UntypedStorage._expired(own):  # somebody else keeps it
+        host.data = host.new_empty(0).set_(torch.UntypedStorage._new_with_weak_ptr(own), *layout)
+    torch.UntypedStorage._free_weak_ref(own)
+
+
+def return_free_memory() -> None:
+    """Give freed memory back to the system, where the C library can (glibc).
+
+    Otherwise malloc keeps what a model's tensors had, in pieces of their sizes, which fit few others.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def require_plain(name: str, buffer: Tensor) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -21,7 +22,7 @@ from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 from ipu_vit.emulator.random import BitStream, DeviceRandom
 from ipu_vit.emulator.tape import Slot
-from ipu_vit.emulator.update import Accumulators, WeightUpdate
+from ipu_vit.emulator.update import WeightUpdate
 from ipu_vit.emulator.weights import DeviceWeights
 
 # Called after every micro batch with (done, of one host call); see `observe_micro_batches`.
@@ -42,6 +43,7 @@ class SharedUpdate(NamedTuple):
     """The update of the weights that some replicas share."""
 
     replicas: Tuple[int, ...]
+    names: List[str]
     update: WeightUpdate
 
 
@@ -61,6 +63,21 @@ def _anchors(program: Program, options: Options) -> Dict[str, Anchor]:
             raise Error(f"There is no tensor {name!r} to anchor: getTensorNames() lists them")
         anchors[short_name] = Anchor(slots[name], mode, period)
     return anchors
+
+
+def _taking(weight: Tensor, take: Callable[[Tensor], None]) -> Callable[[Tensor], Tensor]:
+    """A hook that takes a weight's gradient, and hands on something of its shape that takes no memory."""
+    stand_in = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+
+    def hook(gradient: Tensor) -> Tensor:
+        take(gradient)
+        return stand_in
+
+    return hook
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 class MicroBatchTimes(NamedTuple):
@@ -84,6 +101,7 @@ class Runner:
         updates: Sequence[SharedUpdate],
     ) -> None:
         self.updates = list(updates)
+        self._accumulators = [[shared.update.new_accumulators() for _ in shared.replicas] for shared in updates]
         self.anchored: Dict[str, Tensor] = {}
         self.times: List[MicroBatchTimes] = []
         self._arithmetic = Arithmetic(program.uses_half)
@@ -113,46 +131,57 @@ class Runner:
     def _run_iteration(self, batch: HostBatch, iteration: int, outputs: Outputs, anchored: Dict[str, Outputs]) -> None:
         """One device iteration: a weight update in training, one micro batch per replica in inference."""
         layout = self._layout
-        accumulators = [self._new_accumulators(shared) for shared in self.updates]
+        for shared, its in zip(self.updates, self._accumulators):
+            for replica, accumulators in zip(shared.replicas, its):
+                shared.update.begin(accumulators, self._rounding_bits(shared, replica))
         for replica in range(layout.replicas):
             weights = self._arithmetic.weights(self._weights.replicas[replica], self._tape.written_weights)
-            for step in range(layout.accumulation):
-                started = time.perf_counter()
-                index = layout.input_index(iteration, step, replica)
-                inputs = self._arithmetic.inputs(batch.micro_batch(index, layout.micro_batches))
-                with self._arithmetic.mode(), self._random.micro_batch(replica, step):
-                    results, wanted, gradients = self._run_micro_batch(inputs, weights)
-                computed = time.perf_counter()
-                outputs.add(iteration, step, replica, results)
-                for kept, tensor in zip(anchored.values(), wanted):
-                    kept.add(iteration, step, replica, [tensor])
-                for shared, its in zip(self.updates, accumulators):
-                    if replica in shared.replicas:
-                        its[shared.replicas.index(replica)].add(gradients)
-                self.times.append(MicroBatchTimes(started, computed, time.perf_counter()))
-                self._report_progress(iteration, replica, step)
+            with self._collecting_gradients(replica, weights):
+                for step in range(layout.accumulation):
+                    started = time.perf_counter()
+                    index = layout.input_index(iteration, step, replica)
+                    inputs = self._arithmetic.inputs(batch.micro_batch(index, layout.micro_batches))
+                    with self._arithmetic.mode(), self._random.micro_batch(replica, step):
+                        results, wanted = self._run_micro_batch(inputs, weights)
+                    computed = time.perf_counter()
+                    outputs.add(iteration, step, replica, results)
+                    for kept, tensor in zip(anchored.values(), wanted):
+                        kept.add(iteration, step, replica, [tensor])
+                    self.times.append(MicroBatchTimes(started, computed, time.perf_counter()))
+                    self._report_progress(iteration, replica, step)
             self._arithmetic.put_back(weights, self._weights.replicas[replica], self._tape.written_weights)
-        for shared, its in zip(self.updates, accumulators):
+        for shared, its in zip(self.updates, self._accumulators):
             shared.update.apply(its, self._rounding_bits(shared, layout.replicas))
         self._random.advance(layout.accumulation)
 
-    def _run_micro_batch(
-        self, inputs: Sequence[Tensor], weights: Dict[str, Tensor]
-    ) -> Tuple[List[Any], List[Tensor], Dict[str, Tensor]]:
-        """Forward and, in training, backward: the results, and the gradients times the loss scale."""
+    def _run_micro_batch(self, inputs: Sequence[Tensor], weights: Dict[str, Tensor]) -> Tuple[List[Any], List[Tensor]]:
+        """Forward and, in training, backward: the results, and the anchored tensors."""
         results, loss, wanted = self._tape.run(inputs, weights, [anchor.slot for anchor in self._anchors.values()])
         if not self.updates:
-            return results, wanted, {}
+            return results, wanted
         assert loss is not None
-        scale = torch.full_like(loss, self.updates[0].update.loss_scale)
-        gradients = torch.autograd.grad(loss, [weights[name] for name in self._trained], scale) if self._trained else ()
-        named = dict(zip(self._trained, gradients))
-        for shared in self.updates:
-            shared.update.observe_gradients(named)
-        return results, wanted, named
+        if self._trained:
+            scale = torch.full_like(loss, self.updates[0].update.loss_scale)
+            torch.autograd.grad(loss, [weights[name] for name in self._trained], scale)
+        # Without their graph, whose many small objects would split up the memory for the next micro batch's tensors.
+        return [_detached(leaf) for leaf in results], [_detached(leaf) for leaf in wanted]
 
-    def _new_accumulators(self, shared: SharedUpdate) -> List[Accumulators]:
-        return [shared.update.new_accumulators(self._rounding_bits(shared, replica)) for replica in shared.replicas]
+    @contextmanager
+    def _collecting_gradients(self, replica: int, weights: Dict[str, Tensor]) -> Iterator[None]:
+        """Accumulate a replica's gradients, times the loss scale, while backward passes compute them."""
+        hooks = []
+        for shared, its in zip(self.updates, self._accumulators):
+            if replica in shared.replicas:
+                accumulate = partial(shared.update.accumulate, its[shared.replicas.index(replica)])
+                hooks += [
+                    weights[name].register_hook(_taking(weights[name], partial(accumulate, name)))
+                    for name in shared.names
+                ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _rounding_bits(self, shared: SharedUpdate, replica: int) -> Optional[BitStream]:
         """Random bits for what a replica stores for an update, or after the last replica the update itself."""

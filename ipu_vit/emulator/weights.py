@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase
 
 from ipu_vit.emulator.errors import Error
-from ipu_vit.emulator.host_tensors import is_alone, is_watched, require_plain, unwatch, watch
+from ipu_vit.emulator.host_tensors import is_watched, lend, require_plain, unwatch, watch
 from ipu_vit.emulator.replica_groups import Chosen, ReplicaGrouping
 
 # Where a module keeps a tensor: the dictionary, and the key in it.
@@ -230,9 +230,8 @@ class DeviceWeights:
         with torch._C.DisableTorchFunctionSubclass():
             for name, host in self._host.items():
                 tensor = self.device[name]
-                alike = host.dtype == tensor.dtype and host.shape == tensor.shape
-                if alike and is_watched(host) and is_alone(host):
-                    host.data = tensor.detach()
+                if is_watched(host) and host.dtype == tensor.dtype and host.shape == tensor.shape:
+                    lend(tensor, host)
         self._lent = True
 
     def forget(self) -> None:

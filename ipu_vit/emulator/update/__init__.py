@@ -2,5 +2,4 @@
 
 from __future__ import annotations
 
-from ipu_vit.emulator.update.accumulators import Accumulators
 from ipu_vit.emulator.update.weight_update import WeightUpdate

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ipu_vit.emulator.buckets import Bucket
 from ipu_vit.emulator.random import BitStream
@@ -28,39 +29,67 @@ class Accumulation:
     factor: float = 1.0
 
 
-class Accumulators:
-    """A flat tensor for each bucket."""
+class _Incoming(NamedTuple):
+    """The gradients of one bucket and micro batch."""
 
-    def __init__(self, accumulations: Sequence[Accumulation], bits: Optional[BitStream]) -> None:
-        self.sums: List[Tensor] = [
-            torch.empty(0) if each.start is None else each.start.clone() for each in accumulations
-        ]
-        self._accumulations = accumulations
-        self._bits = bits
-        self._count = 0
+    flat: Tensor
+    #: where those that are still to come belong
+    parts: Dict[str, Tensor]
+
+
+class Accumulators:
+    """A flat tensor for each bucket, in memory of its own for all updates.
+
+    Gradients are added as they come, once those of a whole bucket are there, rather than all kept
+    until the end of the backward pass.
+    """
+
+    def __init__(self, accumulations: Sequence[Accumulation]) -> None:
+        self.sums: List[Tensor] = [torch.empty_like(each.bucket.flat, dtype=each.dtype) for each in accumulations]
+        self._positions = {name: i for i, each in enumerate(accumulations) for name in each.bucket.names}
+        self.begin(accumulations, None)
 
     @torch.no_grad()
-    def add(self, gradients: Dict[str, Tensor]) -> None:
-        """Add one micro batch's gradients."""
-        for position, accumulation in enumerate(self._accumulations):
-            bucket = accumulation.bucket
-            flat = bucket.join([gradients.pop(name) for name in bucket.names])
-            if self._count == 0 and accumulation.start is None:
-                self.sums[position] = self._first(flat, accumulation)
-            else:
-                self._add(flat, self.sums[position], accumulation)
-        self._count += 1
+    def begin(self, accumulations: Sequence[Accumulation], bits: Optional[BitStream]) -> None:
+        """Forget what was collected, and collect for the next update."""
+        for accumulation, total in zip(accumulations, self.sums):
+            if accumulation.start is not None:
+                total.copy_(accumulation.start)
+        self._accumulations = accumulations
+        self._bits = bits
+        self._counts = [0] * len(accumulations)  # micro batches whose gradients a bucket has
+        self._incoming: List[Optional[_Incoming]] = [None] * len(accumulations)
 
-    def _first(self, flat: Tensor, accumulation: Accumulation) -> Tensor:
-        if flat.dtype == accumulation.dtype:
-            return flat
-        kept = torch.empty_like(flat, dtype=accumulation.dtype)
-        store(flat.float(), kept, self._bits)
-        return kept
+    def add(self, name: str, gradient: Tensor) -> None:
+        """Add one weight's gradient of one micro batch. Nobody takes those of weights in no parameter group."""
+        position = self._positions.get(name)
+        if position is None:
+            return
+        with _disable_current_modes():
+            incoming = self._incoming[position]
+            if incoming is None:
+                incoming = self._incoming[position] = self._receive(position, gradient.dtype)
+            incoming.parts.pop(name).copy_(gradient)
+            if not incoming.parts:
+                self._incoming[position] = None
+                self._add(position, incoming.flat)
 
-    def _add(self, flat: Tensor, total: Tensor, accumulation: Accumulation) -> None:
+    def _receive(self, position: int, dtype: torch.dtype) -> _Incoming:
+        """Where the gradients of a micro batch are put end to end: the accumulator itself, if they are its first."""
+        accumulation, total = self._accumulations[position], self.sums[position]
+        is_first = self._counts[position] == 0 and accumulation.start is None
+        flat = total if is_first and total.dtype == dtype else torch.empty_like(total, dtype=dtype)
+        return _Incoming(flat, accumulation.bucket.split(flat))
+
+    def _add(self, position: int, flat: Tensor) -> None:
+        accumulation, total, count = self._accumulations[position], self.sums[position], self._counts[position]
+        self._counts[position] += 1
+        if count == 0 and accumulation.start is None:
+            if flat is not total:
+                store(flat.float(), total, self._bits)
+            return
         values, share = total.float(), accumulation.factor
         if accumulation.running:
-            share = 1 / (self._count + 1)
+            share = 1 / (count + 1)
             values.mul_(1 - share)
         store(values.add_(flat.float(), alpha=share), total, self._bits)

@@ -34,7 +34,7 @@ class AutomaticLossScale:
     def __init__(self, options: Options, weights: Dict[str, Tensor], names: Sequence[str]) -> None:
         self.factor = torch.ones(())
         self._options = options
-        self._tracked = [name for name in names if weights[name].dtype == torch.float16]
+        self._tracked = {name for name in names if weights[name].dtype == torch.float16}
         if not self._tracked:
             raise Error(
                 "Automatic loss scaling finds no float16 gradient to track: use it with a model in half, or switch it "
@@ -52,14 +52,12 @@ class AutomaticLossScale:
         """The loss scale of the coming micro batches, a float32 number."""
         return float(np.float32(loss_scaling) * np.float32(self.factor.item()))
 
-    def observe(self, gradients: Dict[str, Tensor]) -> None:
-        """Count the elements of one micro batch's gradients."""
-        if self._updates % self._period:
+    def observe(self, name: str, gradient: Tensor) -> None:
+        """Count the elements of one weight's gradient of one micro batch."""
+        if self._updates % self._period or name not in self._tracked:
             return
-        for name in self._tracked:
-            gradient = gradients[name]
-            below = int((gradient.float().abs_() < self._edge).sum())  # NaN is not below
-            self._counts += torch.tensor([float(below), float(gradient.numel() - below)])
+        below = int((gradient.float().abs_() < self._edge).sum())  # NaN is not below
+        self._counts += torch.tensor([float(below), float(gradient.numel() - below)])
 
     def update(self, loss_scaling: float) -> None:
         """Change the factor after a weight update, if it is one of those that count."""

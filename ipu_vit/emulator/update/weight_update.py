@@ -7,7 +7,7 @@ mathematics (`sgd`, `adam`, `rmsprop`).
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Optional, Sequence, Type
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Type
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.optim import SGD_KINDS, Attributes, Kind
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.random import BitStream
-from ipu_vit.emulator.update.accumulators import Accumulators
+from ipu_vit.emulator.update.accumulators import Accumulation, Accumulators
 from ipu_vit.emulator.update.adam import LAMB, Adam
 from ipu_vit.emulator.update.loss_scale import AutomaticLossScale
 from ipu_vit.emulator.update.reduction import all_reduce
@@ -70,15 +70,23 @@ class WeightUpdate:
 
     # One update -------------------------------------------------------------------------------
 
-    def new_accumulators(self, bits: Optional[BitStream]) -> Accumulators:
-        """For one replica's gradients of one update."""
-        divisor = self.loss_scale * (self._steps if self._mean else 1)
-        return Accumulators([rule.accumulation(self._running, divisor) for rule in self._rules], bits)
+    def new_accumulators(self) -> Accumulators:
+        """For one replica's gradients."""
+        return Accumulators(self._accumulations())
 
-    def observe_gradients(self, gradients: Dict[str, Tensor]) -> None:
-        """See one micro batch's gradients, still multiplied by the loss scale, before they are accumulated."""
+    def begin(self, accumulators: Accumulators, bits: Optional[BitStream]) -> None:
+        """Make accumulators ready for the gradients of one update."""
+        accumulators.begin(self._accumulations(), bits)
+
+    def _accumulations(self) -> List[Accumulation]:
+        divisor = self.loss_scale * (self._steps if self._mean else 1)
+        return [rule.accumulation(self._running, divisor) for rule in self._rules]
+
+    def accumulate(self, accumulators: Accumulators, name: str, gradient: Tensor) -> None:
+        """Take one weight's gradient of one micro batch, still multiplied by the loss scale."""
         if self._automatic is not None:
-            self._automatic.observe(gradients)
+            self._automatic.observe(name, gradient)
+        accumulators.add(name, gradient)
 
     @torch.no_grad()
     def apply(self, replicas: Sequence[Accumulators], bits: Optional[BitStream]) -> None:
