@@ -1,0 +1,98 @@
+"""Settings of the pipeline: IPUs, replicas, batches, and what is stored where."""
+
+from __future__ import annotations
+
+from typing import Any, List, Literal, Optional
+
+from pydantic import Field, field_validator, model_validator
+
+from ipu_vit.batching import BatchPlan, is_power_of_two, legal_micro_batches, powers_of_two
+from ipu_vit.settings.section import Section
+
+
+class PipelineSettings(Section):
+    """How the model is spread over IPUs and how a global batch is cut up."""
+
+    layers_per_ipu: List[int] = Field(
+        [3, 3, 3, 3],
+        min_length=1,
+        description="encoder layers on each IPU of a replica; embedding on the first, head on the last",
+    )
+    replicas: int = Field(1, gt=0, description="copies of the pipeline, over all processes")
+    global_batch: int = Field(544, gt=0, description="images per weight update")
+    micro_batch: int = Field(17, gt=0, description="images per pass through the pipeline")
+    device_iterations: int = Field(1, gt=0, description="weight updates per host call")
+    recomputation_checkpoints: Literal["layer", "none"] = Field(
+        "layer", description="store only each layer's output, or what PopART chooses"
+    )
+    available_memory_proportion: List[float] = Field(
+        [0.3, 0.3, 0.3, 0.3], description="share of each IPU's memory that matrix products may use"
+    )
+    partials: Literal["float16", "float32"] = Field("float16", description="type of partial sums in matrix products")
+    stochastic_rounding: bool = Field(True, description="round to float16 at random in proportion, in training")
+    replicated_tensor_sharding: bool = Field(False, description="spread optimizer state over the replicas")
+    executable_cache: Optional[str] = Field(None, description="folder of compiled programs, or none")
+    prefetch_depth: int = Field(2, ge=1, description="host batches that the device reads ahead")
+
+    @field_validator("recomputation_checkpoints", mode="before")
+    @classmethod
+    def _none_is_a_choice(cls, value: Any) -> Any:
+        """YAML readers turn the word `none` into no value; here it is one of the choices."""
+        return "none" if value is None else value
+
+    @model_validator(mode="after")
+    def _one_proportion_per_ipu(self) -> PipelineSettings:
+        if any(layers < 0 for layers in self.layers_per_ipu) or 0 in self.layers_per_ipu[1:-1]:
+            raise ValueError(
+                f"pipeline.layers_per_ipu={self.layers_per_ipu} leaves an IPU idle; only the first, which has the "
+                "embedding, and the last, which has the head, can do with 0 layers"
+            )
+        ipus, given = len(self.layers_per_ipu), len(self.available_memory_proportion)
+        if given not in (1, ipus):
+            raise ValueError(
+                f"pipeline.available_memory_proportion has {given} values for {ipus} IPUs; give one for all or {ipus}"
+            )
+        if not all(0 < value <= 1 for value in self.available_memory_proportion):
+            raise ValueError(
+                f"pipeline.available_memory_proportion={self.available_memory_proportion} must be above 0 and at most 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ipus_are_a_power_of_two(self) -> PipelineSettings:
+        """PopTorch attaches to 1, 2, 4, 8, ... IPUs and refuses any other number."""
+        ipus = len(self.layers_per_ipu)
+        if not is_power_of_two(ipus):
+            lower = 2 ** (ipus.bit_length() - 1)
+            raise ValueError(
+                f"pipeline.layers_per_ipu={self.layers_per_ipu} takes {ipus} IPUs, but IPUs come in powers of two; "
+                f"nearest lengths that do: {lower} and {2 * lower}"
+            )
+        if not is_power_of_two(self.replicas):
+            fitting = [number for number in powers_of_two(2 * self.replicas) if self._splits_with(number)]
+            raise ValueError(
+                f"pipeline.replicas={self.replicas} of {ipus} IPUs takes {ipus * self.replicas}, "
+                "but IPUs come in powers of two; "
+                + (f"numbers of replicas that fit: {', '.join(map(str, fitting))}" if fitting else "use 1, 2, 4, ...")
+            )
+        return self
+
+    def _splits_with(self, replicas: int) -> bool:
+        """Would that many replicas split the global batch?"""
+        legal = legal_micro_batches(self.global_batch, replicas, len(self.layers_per_ipu))
+        return self.micro_batch in legal
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> PipelineSettings:
+        self.batch_plan()
+        return self
+
+    def batch_plan(self) -> BatchPlan:
+        """How a global batch is cut into micro batches, accumulation steps and replicas."""
+        return BatchPlan.of(
+            global_batch=self.global_batch,
+            micro_batch=self.micro_batch,
+            replicas=self.replicas,
+            stages=len(self.layers_per_ipu),
+            device_iterations=self.device_iterations,
+        )

@@ -1,0 +1,99 @@
+"""The settings of a whole run, and the rules that join its groups."""
+
+from __future__ import annotations
+
+from typing import List, Literal, Optional
+
+from pydantic import Field, model_validator
+
+from ipu_vit.settings.data import DataSettings
+from ipu_vit.settings.model import ModelSettings
+from ipu_vit.settings.optimisation import LossSettings, OptimizerSettings, ScheduleSettings
+from ipu_vit.settings.pipeline import PipelineSettings
+from ipu_vit.settings.section import Section
+
+
+class EvaluationSettings(Section):
+    """When and how the validation split is evaluated."""
+
+    every: int = Field(0, ge=0, description="weight updates between evaluations; 0: only at the end")
+    micro_batch: int = Field(4, gt=0, description="images per pass through the pipeline")
+    pictures: int = Field(12, ge=0, description="validation images drawn with their predictions at the end")
+
+
+class CheckpointSettings(Section):
+    """What is saved for resuming."""
+
+    every: int = Field(1000, gt=0, description="weight updates between checkpoints; the last update is always saved")
+    keep: int = Field(3, gt=0, description="newest checkpoints kept, besides the best")
+
+
+class Settings(Section):
+    """Everything a run depends on."""
+
+    name: str = Field("run", description="the preset's name; also the default output folder's")
+    device: Literal["auto", "ipu", "ipu_model", "cpu"] = Field(
+        "auto",
+        description="hardware, the SDK's IPU Model, or the emulator; auto: hardware if present, else the emulator",
+    )
+    precision: Literal["float16", "float32"] = Field("float16", description="type of weights and activations")
+    seed: int = Field(42, ge=0, lt=2**31, description="seed of data order, augmentation, initial weights and dropout")
+    output: str = Field("", description="folder of the run; empty: runs/NAME")
+    fresh: bool = Field(False, description="start over beside an earlier run instead of continuing it")
+    rehearse: Literal["auto", "always", "never"] = Field(
+        "auto", description="check the whole run with one weight update; auto: when there is no IPU"
+    )
+    weights: Optional[str] = Field(
+        None, description="file of weights to start from; none: random initial weights; empty: must still be given"
+    )
+    export: Optional[str] = Field(None, description="file that gets the final weights, in Google's .npz layout")
+    export_precision: Literal["float16", "float32"] = Field("float32", description="type of the numbers in that file")
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    loss: LossSettings = LossSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _layers_add_up(self) -> Settings:
+        placed, depth = sum(self.pipeline.layers_per_ipu), self.model.depth
+        if placed != depth:
+            raise ValueError(
+                f"pipeline.layers_per_ipu={self.pipeline.layers_per_ipu} places {placed} layers but "
+                f"model.depth={depth}; for example {_even_layers(depth, len(self.pipeline.layers_per_ipu))} would fit"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crop_fits_in_resized_image(self) -> Settings:
+        resized, crop = self.data.evaluation_resize, self.model.image_size
+        if resized < crop:
+            raise ValueError(
+                f"data.evaluation_resize={resized} is too small to crop model.image_size={crop} from; "
+                f"accepted: {crop} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _updates_fill_host_calls(self) -> Settings:
+        """A host call always runs all its device iterations, so a run is a whole number of calls."""
+        updates, step = self.schedule.updates, self.pipeline.device_iterations
+        if updates % step:
+            lower = updates // step * step
+            near = [number for number in (lower, lower + step) if number > self.schedule.warmup]
+            raise ValueError(
+                f"schedule.updates={updates} does not divide by pipeline.device_iterations={step}; "
+                f"nearest numbers of updates that do: {' and '.join(map(str, near))}"
+            )
+        return self
+
+
+def _even_layers(depth: int, ipus: int) -> List[int]:
+    """Layers for each IPU, as even as can be; the first and the last, with work of their own, get fewer."""
+    if depth < ipus - 2:
+        return [depth]
+    inner_first = [*range(1, ipus - 1), 0, ipus - 1][:ipus]
+    return [depth // ipus + (inner_first.index(ipu) < depth % ipus) for ipu in range(ipus)]
