@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import poptorch
@@ -52,6 +52,24 @@ def test_forward_and_backward_round_after_every_operator(seed: int, scale: float
         np.testing.assert_allclose(
             gradient.numpy().astype(np.float32), reference.astype(np.float32), rtol=2**-10, atol=2**-24
         )
+
+
+@pytest.mark.parametrize(
+    "operate", [F.gelu, lambda x: x.softmax(-1), lambda x: x.softmax(0)], ids=["gelu", "rows", "columns"]
+)
+def test_large_tensors_are_no_different(operate: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Large tensors may be worked off in blocks; against float32, rounded once forward and once more backward."""
+    generator = torch.Generator().manual_seed(0)
+    values, upstream = torch.randn(2, 3, 617, 701, generator=generator).half()
+    half_values, float_values = values.clone().requires_grad_(), values.float().requires_grad_()
+    with HalfArithmetic():
+        out = operate(half_values)
+        (gradient,) = torch.autograd.grad(out, half_values, upstream)
+    expected = operate(float_values)
+    (expected_gradient,) = torch.autograd.grad(expected, float_values, upstream.float())
+    assert out.dtype == gradient.dtype == torch.float16
+    torch.testing.assert_close(out.float(), expected, rtol=2**-10, atol=2**-24)
+    torch.testing.assert_close(gradient.float(), expected_gradient, rtol=2**-8, atol=2**-11)
 
 
 def test_overflow_is_that_of_half() -> None:

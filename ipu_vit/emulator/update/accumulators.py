@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -29,14 +29,6 @@ class Accumulation:
     factor: float = 1.0
 
 
-class _Incoming(NamedTuple):
-    """The gradients of one bucket and micro batch."""
-
-    flat: Tensor
-    #: where those that are still to come belong
-    parts: Dict[str, Tensor]
-
-
 class Accumulators:
     """A flat tensor for each bucket, in memory of its own for all updates.
 
@@ -58,28 +50,27 @@ class Accumulators:
         self._accumulations = accumulations
         self._bits = bits
         self._counts = [0] * len(accumulations)  # micro batches whose gradients a bucket has
-        self._incoming: List[Optional[_Incoming]] = [None] * len(accumulations)
+        self._waiting: List[Dict[str, Tensor]] = [{} for _ in accumulations]
 
     def add(self, name: str, gradient: Tensor) -> None:
         """Add one weight's gradient of one micro batch. Nobody takes those of weights in no parameter group."""
         position = self._positions.get(name)
         if position is None:
             return
-        with _disable_current_modes():
-            incoming = self._incoming[position]
-            if incoming is None:
-                incoming = self._incoming[position] = self._receive(position, gradient.dtype)
-            incoming.parts.pop(name).copy_(gradient)
-            if not incoming.parts:
-                self._incoming[position] = None
-                self._add(position, incoming.flat)
+        waiting, bucket = self._waiting[position], self._accumulations[position].bucket
+        waiting[name] = gradient
+        if len(waiting) == len(bucket.names):
+            with _disable_current_modes():
+                flat = self._target(position, gradient.dtype)
+                for part_name, part in bucket.split(flat).items():
+                    part.copy_(waiting.pop(part_name))
+                self._add(position, flat)
 
-    def _receive(self, position: int, dtype: torch.dtype) -> _Incoming:
+    def _target(self, position: int, dtype: torch.dtype) -> Tensor:
         """Where the gradients of a micro batch are put end to end: the accumulator itself, if they are its first."""
-        accumulation, total = self._accumulations[position], self.sums[position]
-        is_first = self._counts[position] == 0 and accumulation.start is None
-        flat = total if is_first and total.dtype == dtype else torch.empty_like(total, dtype=dtype)
-        return _Incoming(flat, accumulation.bucket.split(flat))
+        total = self.sums[position]
+        is_first = self._counts[position] == 0 and self._accumulations[position].start is None
+        return total if is_first and total.dtype == dtype else torch.empty_like(total, dtype=dtype)
 
     def _add(self, position: int, flat: Tensor) -> None:
         accumulation, total, count = self._accumulations[position], self.sums[position], self._counts[position]
