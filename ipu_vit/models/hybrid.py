@@ -95,8 +95,8 @@ class StandardisedConv2d(nn.Conv2d):
         return F.conv2d(padded, self._standardised(), stride=self.stride)
 
     def _standardised(self) -> Tensor:
-        # At least float32: sums over thousands of float16 squares would be coarse.
-        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        # Sums over thousands of float16 squares would be coarse.
+        weight = self.weight.float() if self.weight.dtype == torch.float16 else self.weight
         centred = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
         deviation = (centred * centred).mean(dim=(1, 2, 3), keepdim=True).sqrt()
         return (centred / (deviation + WEIGHT_EPSILON)).to(self.weight.dtype)

@@ -39,8 +39,9 @@ def test_logits_equal_timm_s(depths: Sequence[int], patch_size: int) -> None:
         if isinstance(module, torch.nn.GroupNorm):
             module.eps = 1e-6  # as in vit_jax, where these models come from
     ours = small(depths, patch_size=patch_size)
+    renames = timm_names.HYBRID if depths else timm_names.STEM_ALONE
     # Standardisation adds its epsilon to the deviation here, to the variance there.
-    assert timm_names.difference(ours, theirs, timm_names.HYBRID, image_size=32) <= 1e-3
+    assert timm_names.difference(ours, theirs, renames, image_size=32) <= 1e-4
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from ipu_vit.parallel import place
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
 
-UPDATES, LR, MOMENTUM = 3, 0.05, 0.9
+UPDATES, LR, MOMENTUM = 2, 0.05, 0.9
 
 
 def batches() -> List[Tuple[Tensor, Tensor]]:
@@ -70,7 +70,7 @@ def emulated_losses(settings: Settings) -> List[float]:
     return losses
 
 
-@pytest.mark.parametrize("layers_per_ipu", [[4], [1, 3], [1, 1, 1, 1]], ids=str)
+@pytest.mark.parametrize("layers_per_ipu", [[1, 3], [1, 1, 1, 1]], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_equal_plain_pytorch_s(kind: str, layers_per_ipu: List[int]) -> None:
     expected = plain_losses(kind)

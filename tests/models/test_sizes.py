@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import pytest
 import torch
@@ -56,6 +57,16 @@ def test_document_lists_the_named_models() -> None:
         for name, model in MODELS.items()
     ]
     assert rows == expected
+
+
+def test_example_in_the_document_is_true() -> None:
+    example = re.search(
+        r"\n((?:    .*\n|\n)+)    (balanced_layers\(.*\))    # (\[.*\])", DOCUMENT.read_text(encoding="utf-8")
+    )
+    assert example
+    names: Dict[str, Any] = {}
+    exec(textwrap.dedent(example[1]), names)
+    assert str(eval(example[2], names)) == example[3]
 
 
 def _written(settings: Any) -> str:

@@ -32,6 +32,11 @@ HYBRID: Renames = (
     (r"projection", "downsample.conv"),
     *VIT,
 )
+STEM_ALONE: Renames = (
+    (r"embedding\.stem\.root_norm", "patch_embed.backbone.norm"),
+    (r"embedding\.stem\.root", "patch_embed.backbone.conv"),
+    *VIT,
+)
 MIXER: Renames = (
     (r"embedding\.patch", "stem.proj"),
     (r"layers\.", "blocks."),
@@ -52,6 +57,9 @@ def difference(ours: nn.Module, theirs: nn.Module, renames: Renames, image_size:
     generator = torch.Generator().manual_seed(0)
     for parameter in ours.parameters():
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    for module in ours.modules():
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            module.weight.add_(1)
     theirs.load_state_dict(_renamed(ours.state_dict(), renames))
     images = torch.randn(3, 3, image_size, image_size, generator=generator)
     expected = theirs.eval()(images)
