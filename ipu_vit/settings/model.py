@@ -12,10 +12,10 @@ from ipu_vit.settings.section import Section
 class ModelSettings(Section):
     """Kind and sizes of the model; docs/models.md has those of the literature by name."""
 
+    image_size: int = Field(224, gt=0, description="height and width of the input, pixels")
     kind: Literal["vit", "hybrid", "mixer"] = Field(
         "vit", description="Vision Transformer, one on a ResNet's features, or MLP-Mixer"
     )
-    image_size: int = Field(224, gt=0, description="height and width of the input, pixels")
     patch_size: int = Field(16, gt=0, description="height and width of a patch, in pixels; of hybrids: in features")
     width: int = Field(768, gt=0, description="size of a token")
     depth: int = Field(12, gt=0, description="number of encoder layers")
@@ -50,10 +50,10 @@ class ModelSettings(Section):
             value = getattr(self, key)
             if self.kind == kind and value is None:
                 raise ValueError(
-                    f"model.{key} is not set, but model.kind={kind} needs it: model.{key}={example} would do"
+                    f"model.kind={kind} needs model.{key}, which is not set; use for example model.{key}={example}"
                 )
             if self.kind != kind and value is not None:
-                raise ValueError(f"model.{key}={value} is for model.kind={kind} only; model.kind is {self.kind}")
+                raise ValueError(f"model.{key}={value} does not go with model.kind={self.kind}; use model.{key}=none")
         if any(depth < 1 for depth in self.resnet_depths or []):
             raise ValueError(
                 f"model.resnet_depths={self.resnet_depths} has a stage without units; use 1 or more for each"
