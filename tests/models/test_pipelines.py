@@ -70,8 +70,11 @@ def emulated_losses(settings: Settings) -> List[float]:
     return losses
 
 
-@pytest.mark.parametrize("layers_per_ipu", [[1, 3], [1, 1, 1, 1]], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind, layers_per_ipu",
+    [*((kind, [1, 1, 1, 1]) for kind in KINDS), *((kind, [1, 3]) for kind in ("vit", "hybrid", "mixer"))],
+    ids=str,
+)
 def test_losses_equal_plain_pytorch_s(kind: str, layers_per_ipu: List[int]) -> None:
     expected = plain_losses(kind)
     assert len(set(expected)) == UPDATES
@@ -83,7 +86,7 @@ def test_float16_is_near(kind: str) -> None:
     assert emulated_losses(kind_settings(kind, [1, 1, 1, 1], "float16")) == pytest.approx(plain_losses(kind), rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["vit", "hybrid", "mixer"])
+@pytest.mark.parametrize("kind", ["vit", "mixer"])
 def test_stochastic_depth_acts_in_a_pipeline(kind: str) -> None:
     losses = emulated_losses(kind_settings(kind, [2, 2], drop_path=0.5))
     assert all(loss == loss for loss in losses)
