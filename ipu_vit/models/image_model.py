@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ipu_vit.models.head import Head
+
 
 class ImageModel(nn.Module):
     """Images (B, 3, S, S), normalised, to logits (B, classes), in three parts.
@@ -14,7 +16,7 @@ class ImageModel(nn.Module):
 
     embedding: nn.Module
     layers: nn.ModuleList
-    head: nn.Module
+    head: Head
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.embedding(images)

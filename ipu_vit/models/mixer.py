@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ipu_vit.models.drop_path import DropPath, rising_rates
+from ipu_vit.models.head import Head
 from ipu_vit.models.image_model import ImageModel
 from ipu_vit.models.initial import lecun_normal
-from ipu_vit.models.vit import MLP, Head
+from ipu_vit.models.vit import MLP
 
 
 class PatchEmbedding(nn.Module):
@@ -68,7 +69,7 @@ class Mixer(ImageModel):
             MixerLayer(tokens, width, tokens_mlp_width, mlp_width, norm_epsilon, rate)
             for rate in rising_rates(drop_path, depth)
         )
-        self.head: Head = Head(width, classes, None, norm_epsilon, pooling="mean", class_token=False)
+        self.head = Head(width, classes, None, norm_epsilon, pooling="mean", class_token=False)
         self.initialise()
 
     @torch.no_grad()

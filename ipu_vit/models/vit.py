@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ipu_vit.models.drop_path import DropPath, rising_rates
+from ipu_vit.models.head import Head
 from ipu_vit.models.image_model import ImageModel
 from ipu_vit.models.initial import lecun_normal
 
@@ -114,48 +115,6 @@ class EncoderLayer(nn.Module):
         return tokens + self.drop_path(self.dropout(self.mlp(self.mlp_norm(tokens))))
 
 
-class Head(nn.Module):
-    """Tokens (B, N, C) to logits (B, classes), from the class token or from the mean of the patches.
-
-    ViT and big_vision normalise before they take the mean (`pool_norm="before"`), fine-tuned MAE
-    models, and timm's `fc_norm`, after it; for the class token that is the same.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        classes: int,
-        representation: Optional[int],
-        norm_epsilon: float,
-        pooling: str = "class",
-        class_token: bool = True,
-        pool_norm: str = "before",
-    ) -> None:
-        super().__init__()
-        self.pooling, self.pool_norm = pooling, pool_norm
-        self.first_patch = int(class_token)
-        self.norm = nn.LayerNorm(width, eps=norm_epsilon)
-        self.representation = nn.Linear(width, representation) if representation else None
-        self.classify = nn.Linear(representation or width, classes)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        features = self._pool(tokens)
-        if self.representation is not None:
-            features = torch.tanh(self.representation(features))
-        logits: Tensor = self.classify(features)
-        return logits
-
-    def _pool(self, tokens: Tensor) -> Tensor:
-        """One normalised vector per image, (B, C)."""
-        if self.pooling == "class":
-            pooled: Tensor = self.norm(tokens[:, 0])
-        elif self.pool_norm == "before":
-            pooled = self.norm(tokens[:, self.first_patch :]).mean(dim=1)
-        else:
-            pooled = self.norm(tokens[:, self.first_patch :].mean(dim=1))
-        return pooled
-
-
 class VisionTransformer(ImageModel):
     """The Vision Transformer; a class token is needed to pool from it, and optional for the mean."""
 
@@ -185,7 +144,7 @@ class VisionTransformer(ImageModel):
             EncoderLayer(width, heads, mlp_width, dropout, attention_dropout, norm_epsilon, rate)
             for rate in rising_rates(drop_path, depth)
         )
-        self.head: Head = Head(width, classes, representation, norm_epsilon, pooling, class_token, pool_norm)
+        self.head = Head(width, classes, representation, norm_epsilon, pooling, class_token, pool_norm)
         self.initialise()
 
     @torch.no_grad()

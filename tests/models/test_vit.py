@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipu_vit.models.vit import EncoderLayer, Head, VisionTransformer
+from ipu_vit.models.head import Head
+from ipu_vit.models.vit import EncoderLayer, VisionTransformer
 
 
 def small(**changes: Any) -> VisionTransformer:
