@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 
 from ipu_vit.errors import UserError
-from ipu_vit.models.vit import VisionTransformer
+from ipu_vit.models import build
+from ipu_vit.models.image_model import ImageModel
 from ipu_vit.settings import Settings
 from ipu_vit.weights.load import load_weights
 
 
-def build_model(settings: Settings) -> VisionTransformer:
+def build_model(settings: Settings) -> ImageModel:
     """The model of the settings with initial weights of the seed, in the run's precision."""
     torch.manual_seed(settings.seed)
-    model = VisionTransformer(**settings.model.model_dump())
+    model = build(**settings.model.model_dump())
     return model.half() if settings.precision == "float16" else model
 
 
-def start_from_weights(model: VisionTransformer, settings: Settings) -> str:
+def start_from_weights(model: ImageModel, settings: Settings) -> str:
     """Load the settings' weights into the model; returns what was done, in words."""
     if settings.weights == "":
         raise UserError(

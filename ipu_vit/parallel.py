@@ -13,7 +13,7 @@ from typing import Any, List
 import poptorch
 from torch import Tensor, nn
 
-from ipu_vit.models.vit import VisionTransformer
+from ipu_vit.models.image_model import ImageModel
 from ipu_vit.settings import PipelineSettings
 
 
@@ -34,7 +34,7 @@ class IpuContents:
         return sum(p.numel() * p.element_size() for module in self.modules for p in module.parameters())
 
 
-def contents_of_ipus(model: VisionTransformer, layers_per_ipu: List[int]) -> List[IpuContents]:
+def contents_of_ipus(model: ImageModel, layers_per_ipu: List[int]) -> List[IpuContents]:
     """The modules on each IPU, in the order they run."""
     ends = list(accumulate(layers_per_ipu))
     contents = []
@@ -49,7 +49,7 @@ def contents_of_ipus(model: VisionTransformer, layers_per_ipu: List[int]) -> Lis
     return contents
 
 
-def place(model: VisionTransformer, pipeline: PipelineSettings) -> None:
+def place(model: ImageModel, pipeline: PipelineSettings) -> None:
     """Mark the model's modules with the IPU they run on and what is stored for the backward pass."""
     for contents in contents_of_ipus(model, pipeline.layers_per_ipu):
         if contents.modules:

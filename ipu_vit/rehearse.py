@@ -28,7 +28,7 @@ from ipu_vit.data.samples import check_readable
 from ipu_vit.device import Device
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
-from ipu_vit.models.vit import VisionTransformer
+from ipu_vit.models.image_model import ImageModel
 from ipu_vit.optim import build_optimizer, learning_rate
 from ipu_vit.options import training_options
 from ipu_vit.parallel import place
@@ -118,7 +118,7 @@ def _find_data(settings: Settings, verdict: Verdict) -> Tuple[Settings, Sources]
     return settings, sources
 
 
-def _find_weights(model: VisionTransformer, settings: Settings, verdict: Verdict) -> None:
+def _find_weights(model: ImageModel, settings: Settings, verdict: Verdict) -> None:
     if settings.weights == "":
         verdict.missing.append("weights: not set, so the model starts from random initial values")
     else:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ipu_vit.data.samples import unreadable_files
-from ipu_vit.models.vit import VisionTransformer
+from ipu_vit.models.image_model import ImageModel
 from ipu_vit.parallel import contents_of_ipus
 from ipu_vit.run_folder import LineFile
 from ipu_vit.settings import Settings
@@ -111,7 +111,7 @@ class Report:
                 self._log.add(f"{datetime.now().isoformat(sep=' ', timespec='milliseconds')} {line}")
 
 
-def show_plan(report: Report, settings: Settings, model: VisionTransformer, images: Optional[int] = None) -> None:
+def show_plan(report: Report, settings: Settings, model: ImageModel, images: Optional[int] = None) -> None:
     """The table of what sits on which IPU, and how a global batch is cut."""
     plan, schedule = settings.pipeline.batch_plan(), settings.schedule
     contents = contents_of_ipus(model, settings.pipeline.layers_per_ipu)

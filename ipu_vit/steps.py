@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from ipu_vit.data.ondevice import Normalise
 from ipu_vit.losses import cross_entropy
-from ipu_vit.models.vit import VisionTransformer
+from ipu_vit.models.image_model import ImageModel
 from ipu_vit.settings import Settings
 
 
 class TrainingStep(nn.Module):
     """uint8 images (B, 3, S, S) and labels (B,) to the loss and the share of right predictions."""
 
-    def __init__(self, model: VisionTransformer, settings: Settings) -> None:
+    def __init__(self, model: ImageModel, settings: Settings) -> None:
         super().__init__()
         self.model = model
         self.normalise = _normaliser(settings)
@@ -31,7 +31,7 @@ class TrainingStep(nn.Module):
 class EvaluationStep(nn.Module):
     """uint8 images (B, 3, S, S) to the classes of the highest logits, best first, (B, 5 or fewer)."""
 
-    def __init__(self, model: VisionTransformer, settings: Settings) -> None:
+    def __init__(self, model: ImageModel, settings: Settings) -> None:
         super().__init__()
         self.model = model
         self.normalise = _normaliser(settings)

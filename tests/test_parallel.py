@@ -24,7 +24,7 @@ WIDTH, TOKENS, MICRO_BATCH = 16, 5, 2
 def settings_with(layers_per_ipu: List[int], checkpoints: str = "layer") -> Settings:
     return Settings(
         model={"image_size": 8, "patch_size": 4, "width": WIDTH, "depth": 4, "heads": 2, "mlp_width": 32, "classes": 3},
-        data={"evaluation_resize": 8},
+        data={"evaluation_resize": 16},
         pipeline={
             "layers_per_ipu": layers_per_ipu,
             "available_memory_proportion": [0.3],
@@ -76,6 +76,23 @@ def test_plan_tells_the_same(layers_per_ipu: List[int]) -> None:
     assert [{names[id(module)] for module in ipu.modules} for ipu in contents] == expected_parts(layers_per_ipu)
     assert sum(ipu.parameters for ipu in contents) == sum(parameter.numel() for parameter in model.parameters())
     assert sum(ipu.weight_bytes for ipu in contents) == 2 * sum(ipu.parameters for ipu in contents)
+
+
+KINDS = {
+    "hybrid": {"kind": "hybrid", "resnet_depths": [], "resnet_width": 32, "image_size": 16},
+    "mixer": {"kind": "mixer", "tokens_mlp_width": 6, "pooling": "mean", "class_token": False},
+}
+
+
+@pytest.mark.parametrize("layers_per_ipu", [[4], [0, 2, 2, 0]])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_the_same_outline(kind: str, layers_per_ipu: List[int]) -> None:
+    settings = settings_with(layers_per_ipu)
+    model = build_model(Settings(**{**settings.model_dump(), "model": {**settings.model.model_dump(), **KINDS[kind]}}))
+    contents = contents_of_ipus(model, layers_per_ipu)
+    names = {id(module): name for name, module in model.named_modules()}
+    assert [{names[id(module)] for module in ipu.modules} for ipu in contents] == expected_parts(layers_per_ipu)
+    assert sum(ipu.parameters for ipu in contents) == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_descriptions() -> None:

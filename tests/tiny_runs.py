@@ -16,7 +16,8 @@ from torch import nn
 
 from ipu_vit.config import load_settings
 from ipu_vit.device import Device
-from ipu_vit.models.vit import VisionTransformer
+from ipu_vit.models import build
+from ipu_vit.models.image_model import ImageModel
 from ipu_vit.settings import Settings
 
 CPU = Device("cpu", "a test")
@@ -101,9 +102,9 @@ def random_weights(model: nn.Module, seed: int = 0) -> None:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
-def plain_model(settings: Settings, weights: Dict[str, torch.Tensor]) -> VisionTransformer:
+def plain_model(settings: Settings, weights: Dict[str, torch.Tensor]) -> ImageModel:
     """The same model in plain PyTorch and float64, with the GELU that IPUs have."""
-    model = VisionTransformer(**settings.model.model_dump()).double()
+    model = build(**settings.model.model_dump()).double()
     model.load_state_dict(weights)
     for module in model.modules():
         if isinstance(module, nn.GELU):

@@ -3,7 +3,7 @@
 Written from operators that PopTorch has handlers for: attention is spelled out as matrix products
 and a softmax, because `scaled_dot_product_attention` is not among them.
 
-Shapes: B images, N tokens (patches + class token), C width, H heads.
+Shapes: B images, N tokens (patches, after the class token if there is one), C width, H heads.
 """
 
 from __future__ import annotations
@@ -13,21 +13,46 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ipu_vit.models.drop_path import DropPath, rising_rates
+from ipu_vit.models.head import Head
+from ipu_vit.models.image_model import ImageModel
+from ipu_vit.models.initial import lecun_normal
+
+
+class Stem(nn.Module):
+    """What may stand before the patches: images (B, 3, S, S) to features (B, channels, S / stride, S / stride)."""
+
+    channels: int
+    stride: int
+
 
 class Embedding(nn.Module):
-    """Images (B, 3, S, S) to tokens (B, 1 + (S/P)², C): patches, class token, positions."""
+    """Images (B, 3, S, S) to tokens (B, N, C): class token, then patches row by row; all with positions."""
 
-    def __init__(self, image_size: int, patch_size: int, width: int, dropout: float) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        dropout: float,
+        class_token: bool = True,
+        stem: Optional[Stem] = None,
+    ) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position = nn.Parameter(torch.empty(1, 1 + (image_size // patch_size) ** 2, width))
+        channels, stride = (stem.channels, stem.stride) if stem else (3, 1)
+        patches = (image_size // (stride * patch_size)) ** 2
+        self.stem = stem
+        self.patch = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
+        self.position = nn.Parameter(torch.empty(1, class_token + patches, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = self.patch(images).flatten(2).transpose(1, 2)
-        class_token = self.class_token.expand(patches.shape[0], -1, -1)
-        return self.dropout(torch.cat([class_token, patches], dim=1) + self.position)
+        features = images if self.stem is None else self.stem(images)
+        tokens = self.patch(features).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return self.dropout(tokens + self.position)
 
 
 class Attention(nn.Module):
@@ -68,7 +93,14 @@ class EncoderLayer(nn.Module):
     """One pre-norm transformer layer; the unit that is placed on an IPU."""
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, dropout: float, attention_dropout: float, norm_epsilon: float
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        dropout: float,
+        attention_dropout: float,
+        norm_epsilon: float,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=norm_epsilon)
@@ -76,30 +108,15 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, eps=norm_epsilon)
         self.mlp = MLP(width, mlp_width, dropout)
         self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.dropout(self.attention(self.attention_norm(tokens)))
-        return tokens + self.dropout(self.mlp(self.mlp_norm(tokens)))
+        tokens = tokens + self.drop_path(self.dropout(self.attention(self.attention_norm(tokens))))
+        return tokens + self.drop_path(self.dropout(self.mlp(self.mlp_norm(tokens))))
 
 
-class Head(nn.Module):
-    """Tokens (B, N, C) to logits (B, classes), from the class token."""
-
-    def __init__(self, width: int, classes: int, representation: Optional[int], norm_epsilon: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=norm_epsilon)
-        self.representation = nn.Linear(width, representation) if representation else None
-        self.classify = nn.Linear(representation or width, classes)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        features = self.norm(tokens[:, 0])
-        if self.representation is not None:
-            features = torch.tanh(self.representation(features))
-        return self.classify(features)
-
-
-class VisionTransformer(nn.Module):
-    """Images (B, 3, S, S), normalised, to logits (B, classes)."""
+class VisionTransformer(ImageModel):
+    """The Vision Transformer; a class token is needed to pool from it, and optional for the mean."""
 
     def __init__(
         self,
@@ -112,30 +129,30 @@ class VisionTransformer(nn.Module):
         mlp_width: int,
         classes: int,
         representation: Optional[int] = None,
+        class_token: bool = True,
+        pooling: str = "class",
+        pool_norm: str = "before",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
         norm_epsilon: float = 1e-6,
+        stem: Optional[Stem] = None,
     ) -> None:
         super().__init__()
-        self.embedding = Embedding(image_size, patch_size, width, dropout)
+        self.embedding: Embedding = Embedding(image_size, patch_size, width, dropout, class_token, stem)
         self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, mlp_width, dropout, attention_dropout, norm_epsilon) for _ in range(depth)
+            EncoderLayer(width, heads, mlp_width, dropout, attention_dropout, norm_epsilon, rate)
+            for rate in rising_rates(drop_path, depth)
         )
-        self.head = Head(width, classes, representation, norm_epsilon)
+        self.head = Head(width, classes, representation, norm_epsilon, pooling, class_token, pool_norm)
         self.initialise()
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.embedding(images)
-        for layer in self.layers:
-            tokens = layer(tokens)
-        return self.head(tokens)
 
     @torch.no_grad()
     def initialise(self) -> None:
         """Initial weights as the ViT paper's code has them (vit_jax `models_vit.py`).
 
-        Xavier-uniform matrices with near-zero MLP biases, LeCun-normal patch and representation
-        layers, positions of deviation 0.02, and a head of zeros, so that training starts from
+        Xavier-uniform matrices with near-zero MLP biases, LeCun-normal convolutions and representation
+        layer, positions of deviation 0.02, and a head of zeros, so that training starts from
         equal class probabilities.
         """
         for name, parameter in self.named_parameters():
@@ -145,18 +162,9 @@ class VisionTransformer(nn.Module):
                 # Three matrices in one parameter: each is initialised by its own size, as vit_jax has them.
                 for matrix in parameter.chunk(3):
                     nn.init.xavier_uniform_(matrix)
-            elif name in ("embedding.patch.weight", "head.representation.weight"):
-                _lecun_normal(parameter)
+            elif parameter.dim() == 4 or name == "head.representation.weight":
+                lecun_normal(parameter)
             elif parameter.dim() == 2:
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.embedding.position, std=0.02)
-        nn.init.zeros_(self.embedding.class_token)
         nn.init.zeros_(self.head.classify.weight)
-
-
-def _lecun_normal(weight: Tensor) -> None:
-    """Truncated normal of variance 1 / fan-in (LeCun et al. 1998), cut at two deviations."""
-    fan_in = weight[0].numel()
-    # A normal cut at ±2 has deviation 0.8796; dividing by it restores variance 1 / fan-in.
-    std = fan_in**-0.5 / 0.87962566103423978
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ipu_vit.errors import UserError
-from ipu_vit.models.vit import Attention, VisionTransformer
+from ipu_vit.models.image_model import ImageModel
+from ipu_vit.models.vit import Attention
 from ipu_vit.weights.google import GoogleFile
 from ipu_vit.weights.native import NativeFile
 from ipu_vit.weights.positions import Grid, grid_side, resize_positions
@@ -73,7 +74,7 @@ class LoadReport:
         return "\n".join([copied] + (["weights: " + "; ".join(rest)] if rest else []))
 
 
-def load_weights(model: VisionTransformer, path: str) -> LoadReport:
+def load_weights(model: ImageModel, path: str) -> LoadReport:
     """Copy the weights of the file at `path` into `model`, whatever the model's number type."""
     file = _open(path)
     parameters = dict(model.named_parameters())
@@ -105,7 +106,7 @@ def _open(path: str) -> WeightFile:
     return adapter(path)
 
 
-def _heads(model: VisionTransformer) -> int:
+def _heads(model: ImageModel) -> int:
     return next(module.heads for module in model.modules() if isinstance(module, Attention))
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, Dict
 
 import pytest
+import timm_names
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipu_vit.models.head import Head
 from ipu_vit.models.vit import EncoderLayer, VisionTransformer
 
 
@@ -66,6 +69,48 @@ def test_patches_are_read_row_by_row_after_the_class_token() -> None:
     for token, (row, column) in enumerate(((0, 0), (0, 4), (4, 0), (4, 4)), start=1):
         patch = images[:, :, row : row + 4, column : column + 4]
         torch.testing.assert_close(tokens[:, token], patch.flatten(1))
+
+
+@torch.no_grad()
+def test_without_a_class_token_there_are_patches_only() -> None:
+    with_token, without = small(width=48).embedding, small(width=48, class_token=False, pooling="mean").embedding
+    without.load_state_dict(
+        {**with_token.patch.state_dict(prefix="patch."), "position": with_token.position[:, 1:]}, strict=True
+    )
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(without(images), with_token(images)[:, 1:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("pool_norm", ["before", "after"])
+def test_mean_is_that_of_the_patches(class_token: bool, pool_norm: str) -> None:
+    head = Head(6, 4, None, 1e-6, "mean", class_token, pool_norm)
+    randomise(head)
+    tokens = torch.randn(2, 5, 6)
+    patches = tokens[:, 1:] if class_token else tokens
+    norm = (head.norm.weight, head.norm.bias, 1e-6)
+    if pool_norm == "before":
+        features = torch.stack([F.layer_norm(patch, (6,), *norm) for patch in patches.unbind(1)]).mean(0)
+    else:
+        features = F.layer_norm(sum(patches.unbind(1)) / patches.shape[1], (6,), *norm)
+    torch.testing.assert_close(head(tokens), F.linear(features, head.classify.weight, head.classify.bias))
+
+
+@pytest.mark.parametrize("pool_norm", ["before", "after"])
+@pytest.mark.parametrize(
+    "class_token, pooling, global_pool", [(True, "class", "token"), (True, "mean", "avg"), (False, "mean", "avg")]
+)
+def test_logits_equal_timm_s(class_token: bool, pooling: str, global_pool: str, pool_norm: str) -> None:
+    timm = pytest.importorskip("timm")
+    after = pool_norm == "after"
+    theirs = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=12, depth=2, num_heads=3, mlp_ratio=20 / 12, num_classes=5,
+        class_token=class_token, global_pool=global_pool, fc_norm=after,
+    )  # fmt: skip
+    ours = small(class_token=class_token, pooling=pooling, pool_norm=pool_norm)
+    renames = ((r"head\.norm", "fc_norm" if after else "norm"), *timm_names.VIT)
+    assert timm_names.difference(ours, theirs, renames, image_size=8) <= 1e-5
 
 
 @pytest.mark.parametrize("representation", [None, 7])
