@@ -13,9 +13,9 @@ _NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
 
 def parameter_groups(model: nn.Module, optimizer: OptimizerSettings) -> List[Dict[str, Any]]:
-    """The model's parameters in as few groups as their weight decay and learning rates allow.
+    """The model's parameters, grouped by whether they decay and by their share of the learning rate.
 
-    A group's `lr_scale` is its share of the schedule's learning rate; PopTorch passes over that key.
+    That share is a group's `lr_scale`; PopTorch passes over a key that it does not know.
     """
     groups: Dict[Tuple[bool, float], List[nn.Parameter]] = {}
     undecayed = _undecayed(model, optimizer.no_decay)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 import poptorch
@@ -12,10 +13,12 @@ import torch
 from emulator_models import options
 from optimizer_references import ReferenceLAMB
 from schedule_references import big_vision_rsqrt, classy_vision, mae, mmcv, vit_jax
-from tiny_runs import CPU, random_weights
+from tiny_runs import CPU, random_weights, tiny_preset
 from torch import Tensor, nn
 
+from ipu_vit.__main__ import main
 from ipu_vit.build import build_model
+from ipu_vit.checkpoint import Checkpoints
 from ipu_vit.config import load_settings
 from ipu_vit.errors import UserError
 from ipu_vit.optim import build_optimizer, set_learning_rate
@@ -27,80 +30,6 @@ from ipu_vit.train import Trainer
 def tiny_model() -> Any:
     return build_model(Settings(model={"image_size": 8, "patch_size": 4, "width": 16, "depth": 12, "heads": 2,
                                        "mlp_width": 32, "classes": 3}, data={"evaluation_resize": 8}))  # fmt: skip
-
-
-def by_name(model: nn.Module, optimizer: Any, key: str) -> Dict[str, float]:
-    """A value of each parameter's group."""
-    found = {parameter: group[key] for group in optimizer.param_groups for parameter in group["params"]}
-    return {name: found[parameter] for name, parameter in model.named_parameters()}
-
-
-# --- parameter groups --------------------------------------------------------------------------------
-
-
-def test_class_token_and_positions_do_not_decay() -> None:
-    model = tiny_model()
-    decay = by_name(model, build_optimizer(model, OptimizerSettings(weight_decay=0.25), 0.5), "weight_decay")
-    for name, found in decay.items():
-        assert found == (0.0 if name in ("embedding.class_token", "embedding.position") else 0.25), name
-
-
-def test_everything_decays_if_no_name_is_left_out() -> None:
-    (group,) = build_optimizer(tiny_model(), OptimizerSettings(no_decay=[]), 0.5).param_groups
-    assert len(group["params"]) == len(list(tiny_model().parameters()))
-
-
-def test_norms_and_biases_are_what_has_one_axis() -> None:
-    """As MAE's fine-tuning has it: no decay for tensors of one axis, nor for the class token and the positions."""
-    model = tiny_model()
-    chosen = OptimizerSettings(weight_decay=0.25, no_decay=["class_token", "position", "norm", "bias"])
-    decay = by_name(model, build_optimizer(model, chosen, 0.5), "weight_decay")
-    for name, parameter in model.named_parameters():
-        spared = parameter.dim() == 1 or name in ("embedding.class_token", "embedding.position")
-        assert decay[name] == (0.0 if spared else 0.25), name
-
-
-def test_norms_are_known_by_their_kind() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList([nn.GroupNorm(2, 4), nn.Linear(4, 4), nn.BatchNorm2d(4)])
-
-    model = Odd()
-    chosen = OptimizerSettings(weight_decay=0.25, no_decay=["norm"])
-    decay = by_name(model, build_optimizer(model, chosen, 0.5), "weight_decay")
-    assert [name for name, found in decay.items() if found] == ["layers.1.weight", "layers.1.bias"]
-
-
-def test_layer_decay_is_maes() -> None:
-    """The head keeps the learning rate, and each layer below it gets a factor less, the embedding the least."""
-    model = tiny_model()
-    optimizer = build_optimizer(model, OptimizerSettings(layer_decay=0.75), 0.5)
-    scale = by_name(model, optimizer, "lr")
-    assert scale["head.classify.weight"] == scale["head.norm.bias"] == 0.5
-    assert scale["layers.11.mlp.expand.weight"] == 0.5 * 0.75
-    assert scale["layers.0.attention.qkv.bias"] == 0.5 * 0.75**12
-    for name in ("embedding.class_token", "embedding.position", "embedding.patch.weight"):
-        assert scale[name] == 0.5 * 0.75**13
-    # Two for the embedding, one for everything above it: none without a parameter.
-    assert len(optimizer.param_groups) == 2 + 12 + 1
-
-
-def test_learning_rate_is_not_compiled_in() -> None:
-    """A constant could not follow the schedule: PopTorch refuses to change it."""
-    optimizer = build_optimizer(tiny_model(), OptimizerSettings(), 0.5)
-    assert not optimizer.variable_attrs.isConstant("lr")
-    set_learning_rate(optimizer, 0.125)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
-
-
-def test_groups_without_a_share_follow_the_schedule() -> None:
-    """Such groups come from checkpoints of earlier versions."""
-    optimizer = build_optimizer(tiny_model(), OptimizerSettings(), 0.5)
-    for group in optimizer.param_groups:
-        del group["lr_scale"]
-    set_learning_rate(optimizer, 0.125)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
 
 
 # --- what the optimizer is given ---------------------------------------------------------------------
@@ -146,6 +75,23 @@ def test_no_momentum_takes_no_memory(name: str) -> None:
     """PopTorch keeps a velocity for a momentum that is given, be it 0."""
     optimizer = build_optimizer(tiny_model(), OptimizerSettings(name=name, momentum=0), 0.5)
     assert optimizer.variable_attrs.isConstant("momentum")
+
+
+def test_learning_rate_is_not_compiled_in() -> None:
+    """A constant could not follow the schedule: PopTorch refuses to change it."""
+    optimizer = build_optimizer(tiny_model(), OptimizerSettings(), 0.5)
+    assert not optimizer.variable_attrs.isConstant("lr")
+    set_learning_rate(optimizer, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+def test_groups_without_a_share_follow_the_schedule() -> None:
+    """Such groups come from checkpoints of earlier versions."""
+    optimizer = build_optimizer(tiny_model(), OptimizerSettings(), 0.5)
+    for group in optimizer.param_groups:
+        del group["lr_scale"]
+    set_learning_rate(optimizer, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
 
 
 # --- updates -----------------------------------------------------------------------------------------
@@ -298,6 +244,23 @@ def test_updates_follow_the_schedule(tmp_path: Any) -> None:
     # Of random labels the gradient stays as it is, while the learning rate grows to the twentyfold and falls again.
     gradients = [move / rate for move, rate in zip(moves, rates)]
     assert min(gradients) > 0.05 and max(gradients) < math.sqrt(2)
+
+
+def test_a_run_goes_on_with_its_moments_and_shares(tmp_path: Path) -> None:
+    arguments = [
+        "train", str(tiny_preset(tmp_path)), "optimizer.name=adamw", "optimizer.layer_decay=0.5",
+        "optimizer.betas=[0.8,0.9]", "schedule.curve=warmup_then_linear", "schedule.lr=0.01",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    checkpoints = Checkpoints(tmp_path / "run/checkpoints", keep=3)
+    whole = checkpoints.latest()
+    checkpoints.path(4).unlink()
+    assert main(arguments) == 0
+    again = checkpoints.latest()
+    assert whole is not None and again is not None and again.update == 4
+    torch.testing.assert_close(again.model, whole.model, rtol=0, atol=0)
+    torch.testing.assert_close(again.optimizer["ipu_state"], whole.optimizer["ipu_state"], rtol=0, atol=0)
+    assert again.optimizer["param_groups"] == whole.optimizer["param_groups"]
 
 
 # --- clipping and loss scaling -----------------------------------------------------------------------
