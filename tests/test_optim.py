@@ -123,22 +123,20 @@ class Given(nn.Module):
         return poptorch.identity_loss((weights * gradient[0].to(weights.dtype)).sum(), reduction="none")
 
 
-def executor_of(model: nn.Module, optimizer: Any) -> Any:
-    return poptorch.trainingModel(model, options(), optimizer)
-
-
 def gradients_of(model: nn.Module, updates: int, seed: int = 1) -> Tensor:
     size = sum(parameter.numel() for parameter in model.parameters())
     return torch.randn(updates, 1, size, generator=torch.Generator().manual_seed(seed))
 
 
-def moved_by(model: nn.Module, optimizer: Any, gradients: Tensor, lr: Callable[[int], float]) -> Dict[str, Tensor]:
-    """The weights after an update on the device with each of the gradients."""
-    executor = executor_of(model, optimizer)
+def moved_by(
+    model: nn.Module, optimizer: Any, gradients: Tensor, lr: Callable[[int], float], accumulation: int = 1
+) -> Dict[str, Tensor]:
+    """The weights after an update on the device with each of the gradients, which all its micro batches have."""
+    executor = poptorch.trainingModel(model, options(accumulation=accumulation), optimizer)
     for update, gradient in enumerate(gradients):
         set_learning_rate(optimizer, lr(update))
         executor.setOptimizer(optimizer)
-        executor(gradient)
+        executor(gradient.repeat(accumulation, 1))
     executor.copyWeightsToHost()
     return {name: parameter.detach().double() for name, parameter in model.named_parameters()}
 
@@ -266,15 +264,16 @@ def test_a_run_goes_on_with_its_moments_and_shares(tmp_path: Path) -> None:
 # --- clipping and loss scaling -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_bound_is_pytorchs_where_it_can_be(name: str) -> None:
+def test_bound_is_pytorchs_where_it_can_be(name: str, accumulation: int) -> None:
     """With moments the gradient is bounded; with sgd the velocity, which is the gradient if there is no momentum."""
     own: Any = {"momentum": 0} if name == "sgd" else {}
     chosen = OptimizerSettings(name=name, accumulator_type="float32", max_grad_norm=8.0, loss_scaling=64.0, **own)
     model, plain = Given(), Given().double()
-    # Norms of gradients of 123 parameters lie around 11, and some updates' are a tenth of it.
+    # Norms of standard normal gradients of that many parameters lie around 10, and every other update's at a tenth.
     gradients = gradients_of(model, 20) * torch.tensor([1.0, 0.1]).repeat(10)[:, None, None]
-    ours = moved_by(model, build_optimizer(model, chosen, LR), gradients, lambda _: LR)
+    ours = moved_by(model, build_optimizer(model, chosen, LR), gradients, lambda _: LR, accumulation)
 
     theirs = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](
         plain.parameters(), lr=LR, weight_decay=0.0
@@ -290,8 +289,9 @@ def test_bound_is_pytorchs_where_it_can_be(name: str) -> None:
         torch.testing.assert_close(ours[parameter_name], parameter.detach(), rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_bound_of_sgd_with_momentum_is_that_of_bounded_gradients(nesterov: bool) -> None:
+def test_bound_of_sgd_with_momentum_is_that_of_bounded_gradients(nesterov: bool, accumulation: int) -> None:
     """Of gradients far above the bound, updates are as long in the end as with exactly bounded gradients."""
     chosen = OptimizerSettings(
         momentum=0.5, nesterov=nesterov, accumulator_type="float32", velocity_type="float32", max_grad_norm=0.25
@@ -299,7 +299,7 @@ def test_bound_of_sgd_with_momentum_is_that_of_bounded_gradients(nesterov: bool)
     model = Given()
     before = torch.cat([parameter.detach().flatten().double() for parameter in model.parameters()])
     gradient = gradients_of(model, 1)
-    ours = moved_by(model, build_optimizer(model, chosen, LR), gradient.repeat(10, 1, 1), lambda _: LR)
+    ours = moved_by(model, build_optimizer(model, chosen, LR), gradient.repeat(10, 1, 1), lambda _: LR, accumulation)
     moved = torch.cat([parameter.flatten() for parameter in ours.values()]) - before
     direction = -gradient.flatten().double() / gradient.double().norm()
     torch.testing.assert_close(moved, direction * LR * 10 * 0.25 / (1 - 0.5), rtol=1e-3, atol=1e-5)
