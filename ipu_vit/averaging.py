@@ -17,7 +17,7 @@ class WeightAverage:
     """The average after some update, in float32: half could not hold the small steps it moves by."""
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float, update: int = 0) -> None:
-        """Start from the weights as they are after `update` updates, the copy of timm's ModelEmaV2."""
+        """Start from the weights as they are after `update` updates, as timm's ModelEmaV2 does."""
         self.weights: Dict[str, Tensor] = {name: tensor.detach().float().clone() for name, tensor in weights.items()}
         self.update = update
         self._decay = decay

@@ -43,7 +43,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
 
 
 def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Any:
-    """Binary cross entropies of float32 logits (batch, classes), summed over classes, meant over the batch.
+    """Binary cross entropies of float32 logits (batch, classes), summed over classes, averaged over the batch.
 
     As in AugReg and big_vision (Beyer et al. 2020, arXiv 2006.07159): every class is a question by itself.
     """
