@@ -1,74 +1,86 @@
-"""Settings to an optimizer: parameter groups, number formats, and the learning rate of each update."""
+"""Settings to a PopTorch optimizer: its class, its numbers and number formats."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import poptorch
 import torch
 from torch import nn
 
-from ipu_vit.settings import OptimizerSettings, ScheduleSettings
+from ipu_vit.parameter_groups import parameter_groups
+from ipu_vit.schedules import learning_rate as learning_rate
+from ipu_vit.settings import OptimizerSettings
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
-
-def learning_rate(schedule: ScheduleSettings, update: int) -> float:
-    """The learning rate of a weight update, counted from 0.
-
-    `cosine_times_warmup` is mmcv 1.x's: a cosine over all updates, multiplied by a line from
-    `warmup_start` to 1 during warm-up, so that it never reaches the peak. `warmup_then_cosine` is
-    the usual one: a line from `warmup_start` to the peak, then a cosine over the rest.
-    """
-    warming = update < schedule.warmup
-    if schedule.curve == "cosine_times_warmup":
-        rate = schedule.lr * _half_cosine(update / schedule.updates)
-        return rate * _line(schedule, update) if warming else rate
-    if warming:
-        return schedule.lr * _line(schedule, update)
-    return schedule.lr * _half_cosine((update - schedule.warmup) / (schedule.updates - schedule.warmup))
-
-
-def _half_cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _line(schedule: ScheduleSettings, update: int) -> float:
-    return 1 - (1 - update / schedule.warmup) * (1 - schedule.warmup_start)
 
 
 def build_optimizer(model: nn.Module, optimizer: OptimizerSettings, lr: float) -> Any:
     """A PopTorch optimizer over the model's parameters.
 
-    What is passed here can change during a run, the rest is compiled in; so the number formats
-    and the loss scale are given, and what is not used (dampening, clipping) is left out.
+    What is passed here can change during a run, the rest is compiled in; so the learning rate and the
+    loss scale are given, and what is not used is left out: a velocity of no momentum would take memory.
     """
-    options: Dict[str, Any] = {} if optimizer.max_grad_norm is None else {"max_grad_norm": optimizer.max_grad_norm}
-    return poptorch.optim.SGD(
-        _parameter_groups(model, optimizer),
+    classes = {
+        "sgd": poptorch.optim.SGD,
+        "adam": poptorch.optim.Adam,
+        "adamw": poptorch.optim.AdamW,
+        "lamb": poptorch.optim.LAMB,
+        "rmsprop": poptorch.optim.RMSprop,
+    }
+    built = classes[optimizer.name](
+        parameter_groups(model, optimizer),
         lr=lr,
-        momentum=optimizer.momentum,
-        nesterov=optimizer.nesterov,
         weight_decay=optimizer.weight_decay,
         loss_scaling=optimizer.loss_scaling,
-        use_combined_accum=False,
         accum_type=DTYPES[optimizer.accumulator_type],
-        velocity_accum_type=DTYPES[optimizer.velocity_type],
-        **options,
+        **(_of_sgd(optimizer) if optimizer.name == "sgd" else _of_adaptive(optimizer)),
     )
+    set_learning_rate(built, lr)
+    return built
 
 
 def set_learning_rate(optimizer: Any, lr: float) -> None:
-    """Change the learning rate of every group; the executor's `setOptimizer` makes it count."""
+    """Change the learning rate, of every group by its share; the executor's `setOptimizer` makes it count."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # checkpoints of earlier versions have no shares
 
 
-def _parameter_groups(model: nn.Module, optimizer: OptimizerSettings) -> List[Dict[str, Any]]:
-    decaying: List[nn.Parameter] = []
-    others: List[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (others if name.split(".")[-1] in optimizer.no_decay else decaying).append(parameter)
-    groups = [{"params": decaying, "weight_decay": optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def _of_sgd(optimizer: OptimizerSettings) -> Dict[str, Any]:
+    arguments: Dict[str, Any] = {
+        "use_combined_accum": False,
+        "velocity_accum_type": DTYPES[optimizer.velocity_type],
+    }
+    if optimizer.momentum:
+        arguments.update(momentum=optimizer.momentum, nesterov=optimizer.nesterov)
+    if optimizer.max_grad_norm is not None:
+        arguments["max_grad_norm"] = _bound_of_velocity(optimizer.max_grad_norm, optimizer)
+    return arguments
+
+
+def _bound_of_velocity(max_grad_norm: float, optimizer: OptimizerSettings) -> float:
+    """What PopART's SGD has to bound in place of the gradient: the velocity, multiplied by the loss scale.
+
+    Gradients up to a norm add up to a velocity of that norm / (1 - momentum) at most. Without momentum
+    the velocity is the gradient and the bound exact.
+    """
+    return max_grad_norm * optimizer.loss_scaling / (1 - optimizer.momentum)
+
+
+def _of_adaptive(optimizer: OptimizerSettings) -> Dict[str, Any]:
+    arguments: Dict[str, Any] = {
+        "eps": optimizer.eps,
+        "first_order_momentum_accum_type": DTYPES[optimizer.first_moment_type],
+        "second_order_momentum_accum_type": DTYPES[optimizer.second_moment_type],
+    }
+    if optimizer.name == "rmsprop":
+        arguments.update(alpha=optimizer.alpha, centered=optimizer.centered)
+        if optimizer.momentum:
+            arguments["momentum"] = optimizer.momentum
+        return arguments
+    arguments["betas"] = optimizer.betas
+    if optimizer.name == "lamb":
+        arguments["bias_correction"] = optimizer.bias_correction
+    if optimizer.max_grad_norm is not None:
+        arguments["max_grad_norm"] = optimizer.max_grad_norm
+    return arguments
