@@ -13,10 +13,12 @@ from ipu_vit.settings.section import Section
 class PipelineSettings(Section):
     """How the model is spread over IPUs and how a global batch is cut up."""
 
+    ipus: int = Field(4, ge=1, le=16, description="IPUs of a replica")
     layers_per_ipu: List[int] = Field(
         [3, 3, 3, 3],
         min_length=1,
-        description="encoder layers on each IPU of a replica; embedding on the first, head on the last",
+        description="encoder layers on each IPU of a replica; embedding on the first, head on the last; "
+        "left out: as evenly as their costs allow",
     )
     replicas: int = Field(1, gt=0, description="copies of the pipeline, over all processes")
     global_batch: int = Field(544, gt=0, description="images per weight update")
@@ -26,7 +28,7 @@ class PipelineSettings(Section):
         "layer", description="store only each layer's output, or what PopART chooses"
     )
     available_memory_proportion: List[float] = Field(
-        [0.3, 0.3, 0.3, 0.3], description="share of each IPU's memory that matrix products may use"
+        [0.3], description="share of each IPU's memory that matrix products may use"
     )
     partials: Literal["float16", "float32"] = Field("float16", description="type of partial sums in matrix products")
     stochastic_rounding: bool = Field(True, description="round to float16 at random in proportion, in training")
@@ -39,6 +41,15 @@ class PipelineSettings(Section):
     def _none_is_a_choice(cls, value: Any) -> Any:
         """YAML readers turn the word `none` into no value; here it is one of the choices."""
         return "none" if value is None else value
+
+    @model_validator(mode="after")
+    def _ipus_are_those_of_the_layers(self) -> PipelineSettings:
+        if len(self.layers_per_ipu) != self.ipus:
+            raise ValueError(
+                f"pipeline.layers_per_ipu={self.layers_per_ipu} is for {len(self.layers_per_ipu)} IPUs but "
+                f"pipeline.ipus={self.ipus}; leave one of the two out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_proportion_per_ipu(self) -> PipelineSettings:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import List, Literal, Optional
+from typing import Any, List, Literal, Optional
 
 from pydantic import Field, model_validator
 
+from ipu_vit.balance import balanced_layers
+from ipu_vit.models.costs import costs
 from ipu_vit.settings.data import DataSettings
 from ipu_vit.settings.model import ModelSettings
 from ipu_vit.settings.optimisation import LossSettings, OptimizerSettings, ScheduleSettings
@@ -56,6 +58,23 @@ class Settings(Section):
     loss: LossSettings = LossSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_layers(cls, tree: Any) -> Any:
+        """Layers that nobody has placed are spread over the IPUs by what they cost."""
+        model, pipeline = tree.get("model", {}), tree.get("pipeline", {})
+        if not isinstance(model, dict) or not isinstance(pipeline, dict):
+            return tree
+        layers = pipeline.get("layers_per_ipu")
+        if layers is None:
+            sizes = ModelSettings(**model).model_dump()
+            ipus = pipeline.get("ipus", PipelineSettings.model_fields["ipus"].default)
+            if not isinstance(ipus, int) or isinstance(ipus, bool):
+                return tree
+            layers = balanced_layers(costs(**sizes).parts, ipus)
+        planned = {"ipus": len(layers), **pipeline, "layers_per_ipu": layers} if isinstance(layers, list) else pipeline
+        return {**tree, "pipeline": planned}
 
     @model_validator(mode="after")
     def _layers_add_up(self) -> Settings:
