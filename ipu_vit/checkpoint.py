@@ -35,6 +35,7 @@ class Checkpoint:
     optimizer: Dict[str, Any]
     rng_state: List[int]
     best_accuracy: Optional[float] = None
+    average: Optional[Dict[str, Any]] = None
 
 
 class Checkpoints:
@@ -99,7 +100,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state = json.loads(file.metadata()[_STATE])
         optimizer = _unflatten(state["optimizer"], tensors)
         model = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        return Checkpoint(state["update"], model, optimizer, state["rng_state"], state["best_accuracy"])
+        average = _unflatten(state.get("average"), tensors)  # earlier versions have none
+        return Checkpoint(state["update"], model, optimizer, state["rng_state"], state["best_accuracy"], average)
     except Exception as error:  # safetensors raises its own type, and others for other damage
         raise UserError(f"{path} is not a checkpoint of ipu_vit, or is damaged: {error}") from error
 
@@ -111,6 +113,7 @@ def _encode(checkpoint: Checkpoint) -> bytes:
         "optimizer": _flatten(checkpoint.optimizer, "optimizer", tensors),
         "rng_state": checkpoint.rng_state,
         "best_accuracy": checkpoint.best_accuracy,
+        "average": _flatten(checkpoint.average, "average", tensors),
     }
     return save(tensors, metadata={_STATE: json.dumps(state)})
 

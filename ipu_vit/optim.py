@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ipu_vit.parameter_groups import parameter_groups
-from ipu_vit.schedules import learning_rate as learning_rate
 from ipu_vit.settings import OptimizerSettings
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}

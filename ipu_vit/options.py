@@ -27,6 +27,8 @@ def training_options(settings: Settings, device: Device) -> Any:
     if pipeline.replicated_tensor_sharding and plan.replicas > 1:
         sharded = poptorch.TensorLocationSettings().useOnChipStorage(True).useReplicatedTensorSharding(True)
         options.TensorLocations.setOptimizerLocation(sharded)
+    if settings.optimizer.automatic_loss_scaling:
+        options.Training.setAutomaticLossScaling(True)
     # Gradients need not be readable from the host, which saves their streams' memory.
     options._Popart.set("disableGradAccumulationTensorStreams", True)
     if settings.optimizer.max_grad_norm is None:

@@ -29,10 +29,11 @@ from ipu_vit.device import Device
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
 from ipu_vit.models.image_model import ImageModel
-from ipu_vit.optim import build_optimizer, learning_rate
+from ipu_vit.optim import build_optimizer
 from ipu_vit.options import training_options
 from ipu_vit.parallel import place
 from ipu_vit.report import Report, show_plan
+from ipu_vit.schedules import learning_rate
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
 

@@ -9,10 +9,18 @@ from __future__ import annotations
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional
+from typing import Callable, Iterator, List, NamedTuple, Optional
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from ipu_vit.data.samples import unreadable_files
@@ -135,6 +143,16 @@ def show_plan(report: Report, settings: Settings, model: ImageModel, images: Opt
     if images is not None:
         text += f" over {images:,} images are {schedule.updates * plan.global_batch / images:.1f} epochs"
     report.say(text)
+
+
+@contextmanager
+def download_progress() -> Iterator[Callable[[int, Optional[int]], None]]:
+    """What to tell of the bytes that have arrived, and of how many; a bar on a terminal, else nothing."""
+    columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def show_unreadable(report: Report, log: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ipu_vit.data.ondevice import Normalise
-from ipu_vit.losses import cross_entropy
+from ipu_vit.losses import build_loss
 from ipu_vit.models.image_model import ImageModel
 from ipu_vit.settings import Settings
 
@@ -20,12 +20,12 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model = model
         self.normalise = _normaliser(settings)
-        self.label_smoothing = settings.loss.label_smoothing
+        self.loss = build_loss(settings.loss)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tuple[Tensor, Tensor]:
         logits = self.model(self.normalise(images)).float()
         right = (logits.detach().argmax(dim=-1) == labels).float().mean()
-        return cross_entropy(logits, labels, self.label_smoothing), right
+        return self.loss(logits, labels), right
 
 
 class EvaluationStep(nn.Module):

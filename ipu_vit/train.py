@@ -6,11 +6,12 @@ import math
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional
 
 import poptorch
 import torch
 
+from ipu_vit.averaging import WeightAverage
 from ipu_vit.build import build_model, start_from_weights
 from ipu_vit.checkpoint import Checkpoint, Checkpoints, not_finite
 from ipu_vit.data.loader import open_sources, training_loader
@@ -18,12 +19,13 @@ from ipu_vit.data.samples import check_readable
 from ipu_vit.device import Device
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator, Score
-from ipu_vit.optim import DTYPES, build_optimizer, learning_rate, set_learning_rate
+from ipu_vit.optim import DTYPES, build_optimizer, set_learning_rate
 from ipu_vit.options import training_options
 from ipu_vit.parallel import place
 from ipu_vit.pictures import draw_predictions
 from ipu_vit.report import HostStep, Report, show_plan, show_unreadable
 from ipu_vit.run_folder import LossFile, RunFolder, make_folder, writing
+from ipu_vit.schedules import learning_rate
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
 from ipu_vit.weights.google import write_google
@@ -64,6 +66,8 @@ class Trainer:
         self.resumed = self.checkpoints.latest()
         self.update = 0
         self.best_accuracy: Optional[float] = None
+        decay = settings.averaging.decay
+        self.average = WeightAverage(self.model.state_dict(), decay) if decay else None
         if self.resumed is not None:
             self._take_over(self.resumed)
         step = TrainingStep(self.model, settings).train()
@@ -74,6 +78,8 @@ class Trainer:
         self.update, self.best_accuracy = checkpoint.update, checkpoint.best_accuracy
         self.model.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
+        if self.average is not None and checkpoint.average is not None:
+            self.average.load_state_dict(checkpoint.average)
         updates = self.settings.schedule.updates
         self.report.say(
             f"continuing after update {self.update} of {updates}"
@@ -92,6 +98,9 @@ class Trainer:
             for step in self.host_steps():
                 losses.add(update=self.update, loss=step.loss, accuracy=step.accuracy, lr=step.lr)
                 self.report.host_step(step)
+                if self.average is not None and self._is_due(self.settings.averaging.every):
+                    self.executor.copyWeightsToHost()
+                    self.average.add(self.model.state_dict(), self.update)
                 if self._is_due(self.settings.evaluation.every) and self.update < updates:
                     self.evaluate()
                 if self._is_due(self.settings.checkpoint.every) or self.update == updates:
@@ -153,7 +162,7 @@ class Trainer:
         checkpoint = self.checkpoint()
         if self.executor.isCompiled():
             self.executor.detachFromDevice()
-        score = self.evaluator.score(checkpoint.model, self.report)
+        score = self.evaluator.score(self.final_weights(checkpoint), self.report)
         if self.executor.isCompiled():
             self.executor.attachToDevice()
         self.report.say(f"After update {self.update}: {score}")
@@ -178,7 +187,12 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             rng_state=list(self.executor.rng_state),
             best_accuracy=self.best_accuracy,
+            average=None if self.average is None else self.average.state_dict(),
         )
+
+    def final_weights(self, checkpoint: Checkpoint) -> Dict[str, torch.Tensor]:
+        """The weights that count in the end: the average, if there is one."""
+        return checkpoint.model if checkpoint.average is None else checkpoint.average["weights"]
 
     def _check_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -205,7 +219,7 @@ class Trainer:
             report.say(f"predictions drawn in {self.folder.pictures}")
         if settings.export is not None:
             precision = DTYPES[settings.export_precision]
-            write_google(self.model.state_dict(), settings.export, settings.model.heads, precision)
+            write_google(self.final_weights(self.checkpoint()), settings.export, settings.model.heads, precision)
             report.say(f"weights written to {settings.export}")
         show_unreadable(report, self.folder.unreadable)
         self.folder.write_result(

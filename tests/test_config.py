@@ -167,7 +167,8 @@ def test_last_override_wins() -> None:
         ("model.dephth=1", "unknown setting 'model.dephth' on the command line; did you mean model.depth?"),
         ("schedule.momentum=0", "unknown setting 'schedule.momentum' on the command line; "
                                 "did you mean optimizer.momentum?"),
-        ("every=1", "unknown setting 'every' on the command line; did you mean evaluation.every or checkpoint.every?"),
+        ("every=1", "unknown setting 'every' on the command line; "
+                    "did you mean averaging.every or evaluation.every or checkpoint.every?"),
         ("model=big", "model=big on the command line is a group of settings; set for example model.image_size"),
         ("fresh", "'fresh' on the command line is not key=value, for example schedule.lr=0.01"),
         ("schedule.lr=fast", "schedule.lr=fast is not a number above 0 (on the command line)"),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from ipu_vit.settings.data import DataSettings
 from ipu_vit.settings.model import ModelSettings
-from ipu_vit.settings.optimisation import LossSettings, OptimizerSettings, ScheduleSettings
+from ipu_vit.settings.optimisation import AveragingSettings, LossSettings, OptimizerSettings, ScheduleSettings
 from ipu_vit.settings.pipeline import PipelineSettings
 from ipu_vit.settings.run import CheckpointSettings, EvaluationSettings, Settings
 from ipu_vit.settings.section import Section, accepted_values
 
 __all__ = [
+    "AveragingSettings",
     "CheckpointSettings",
     "DataSettings",
     "EvaluationSettings",

@@ -10,7 +10,7 @@ from ipu_vit.balance import balanced_layers
 from ipu_vit.models.costs import costs
 from ipu_vit.settings.data import DataSettings
 from ipu_vit.settings.model import ModelSettings
-from ipu_vit.settings.optimisation import LossSettings, OptimizerSettings, ScheduleSettings
+from ipu_vit.settings.optimisation import AveragingSettings, LossSettings, OptimizerSettings, ScheduleSettings
 from ipu_vit.settings.pipeline import PipelineSettings
 from ipu_vit.settings.section import Section
 
@@ -56,6 +56,7 @@ class Settings(Section):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     loss: LossSettings = LossSettings()
+    averaging: AveragingSettings = AveragingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
 
@@ -93,6 +94,15 @@ class Settings(Section):
             raise ValueError(
                 f"data.evaluation_resize={resized} is too small to crop model.image_size={crop} from; "
                 f"accepted: {crop} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_scale_has_halves_to_follow(self) -> Settings:
+        if self.optimizer.automatic_loss_scaling and self.precision != "float16":
+            raise ValueError(
+                f"optimizer.automatic_loss_scaling=true follows float16 gradients, but precision={self.precision} has "
+                "none; accepted: precision=float16, or optimizer.automatic_loss_scaling=false"
             )
         return self
 
