@@ -45,33 +45,39 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
     return found.hexdigest()
 
 
+def place_of(url: str, folder: Path) -> Path:
+    """Where in the cache the file at `url` goes."""
+    parts = urlsplit(url)
+    # The name is the server's: no folders, nothing hidden, and room for our endings.
+    name = re.sub(r"[^\w.-]", "_", unquote(parts.path).rpartition("/")[2]).lstrip(".")[-100:] or "file"
+    return folder / f"{parts.hostname}-{hashlib.sha256(url.encode()).hexdigest()[:16]}" / name
+
+
 class Entry:
-    """The place of one address in the cache."""
+    """A file of the cache, whether it is there already or not."""
 
-    def __init__(self, folder: Path, url: str) -> None:
-        parts = urlsplit(url)
-        # The name is the server's: no folders, nothing hidden, and room for our endings.
-        name = re.sub(r"[^\w.-]", "_", unquote(parts.path).rpartition("/")[2]).lstrip(".")[-100:] or "file"
-        self.folder = folder / f"{parts.hostname}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
-        self.file = self.folder / name
-        self.part = self.folder / f"{name}.part"
-        self._sum = self.folder / f"{name}.sha256"
-        self._version = self.folder / f"{name}.version"
-        self._lock = self.folder / f"{name}.lock"
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.part = file.with_name(f"{file.name}.part")
+        self._sum = file.with_name(f"{file.name}.sha256")
+        self._version = file.with_name(f"{file.name}.version")
+        self._lock = file.with_name(f"{file.name}.lock")
 
-    def holds(self, sha256: Optional[str]) -> bool:
-        """Whether the file is there and as it arrived, and has the given sum if there is one."""
+    def find(self, sha256: Optional[str] = None) -> Optional[Path]:
+        """The file, if it is there as it arrived, and has the given sum if there is one."""
         try:
             remembered = self._sum.read_text().split()[0]
-            return sha256 in (None, remembered) and digest(self.file) == remembered
+            if sha256 in (None, remembered) and digest(self.file) == remembered:
+                return self.file
         except (OSError, ValueError, IndexError):
-            return False
+            pass
+        return None
 
     @contextmanager
     def locked(self, progress: Progress) -> Iterator[None]:
         """Keep other processes from downloading the same; while one of them does, show how far it is."""
         with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             file = self._lock.open("ab")
         with file:
             while not self._try_lock(file.fileno()):
@@ -145,6 +151,6 @@ class Entry:
             yield
         except OSError as error:
             raise UserError(
-                f"the cache folder {self.folder} cannot be written: {error.strerror or error}; "
+                f"the cache folder {self.file.parent} cannot be written: {error.strerror or error}; "
                 "IPU_VIT_CACHE names another one"
             ) from error

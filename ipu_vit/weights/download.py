@@ -10,7 +10,8 @@ import base64
 import re
 import time
 from http.client import HTTPException, HTTPResponse, responses
-from typing import Any, Iterator, Optional
+from pathlib import Path
+from typing import Any, Dict, Iterator, NamedTuple, Optional
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -35,16 +36,32 @@ class Interrupted(Exception):
     """A connection was lost or a server busy: worth another attempt."""
 
 
-def download(url: str, label: str, entry: Entry, sha256: Optional[str], progress: Progress) -> None:
-    """Make `entry` hold what `url` has, with this sum if it is given; errors speak of `label`.
+class Source(NamedTuple):
+    """Where a file comes from."""
 
-    The entry must be locked. Raises UserError; what it held before stays, and so does what has arrived
-    of a transfer that may yet be finished.
+    url: str
+    label: str  # what messages call it; it may hold no secrets
+    sha256: Optional[str] = None  # the sum that the file must have
+    token: Optional[str] = None  # sent to the server of the address, and to none that it redirects to
+
+
+def obtain(source: Source, entry: Entry, progress: Progress) -> Path:
+    """The file of `entry`, downloaded unless it is there as it should be.
+
+    Of several processes one downloads, and the others wait. Raises UserError; what the entry held before
+    stays, and so does what has arrived of a transfer that may yet be finished.
     """
+    with entry.locked(progress):
+        if not entry.find(source.sha256):  # another process may have got it meanwhile
+            _download(source, entry, progress)
+    return entry.file
+
+
+def _download(source: Source, entry: Entry, progress: Progress) -> None:
     furthest, pauses = entry.part_size(), iter(PAUSES)
     while True:
         try:
-            md5 = _transfer(url, label, entry, sha256, progress)
+            md5 = _transfer(source, entry, progress)
             break
         except Interrupted as error:
             arrived = entry.part_size()
@@ -53,10 +70,10 @@ def download(url: str, label: str, entry: Entry, sha256: Optional[str], progress
             pause = next(pauses, None)
             if pause is None:
                 raise UserError(
-                    f"{label} was interrupted after {arrived:,} bytes: {error}; the same command goes on if it can"
+                    f"{source.label} was interrupted after {arrived:,} bytes: {error}; try again, to go on from there"
                 ) from error
             time.sleep(pause)
-    entry.accept_part(_checked(label, entry, sha256, md5))
+    entry.accept_part(_checked(source, entry, md5))
 
 
 def is_local(url: str) -> bool:
@@ -64,22 +81,22 @@ def is_local(url: str) -> bool:
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
-def _transfer(url: str, label: str, entry: Entry, sha256: Optional[str], progress: Progress) -> Optional[str]:
+def _transfer(source: Source, entry: Entry, progress: Progress) -> Optional[str]:
     """Get what is missing of the file; returns the md5 sum that the server tells, if it does."""
     headers = {"User-Agent": "ipu-vit", "Accept-Encoding": "identity"}
     start, version = entry.part_size(), entry.part_version()
     if start and version:
         headers.update({"Range": f"bytes={start}-", "If-Range": version})
-    with _open(Request(url, headers=headers), label, entry) as response:
-        _refuse_pages(response, label)
+    with _open(source, headers, entry) as response:
+        _refuse_pages(response, source.label)
         size, md5 = response.length, _md5(response)
         if response.status == 206:
             size = _size_from_range(response, entry, start)
         else:
             start = 0
-        if size is None and not response.chunked and not (sha256 or md5):
+        if size is None and not response.chunked and not (source.sha256 or md5):
             raise UserError(
-                f"{label} comes without its size, so that a cut transfer would look whole; "
+                f"{source.label} comes without its size, so that a cut transfer would look whole; "
                 "add #sha256= and the file's sum to the address"
             )
         arrived = start
@@ -93,13 +110,16 @@ def _transfer(url: str, label: str, entry: Entry, sha256: Optional[str], progres
         raise Interrupted(f"the connection was closed before the end, at {size:,} bytes")
     if size is not None and arrived > size:
         entry.discard_part()
-        raise UserError(f"{label} was announced with {size:,} bytes but sent with {arrived:,}")
+        raise UserError(f"{source.label} was announced with {size:,} bytes but sent with {arrived:,}")
     return md5
 
 
-def _open(request: Request, label: str, entry: Entry) -> HTTPResponse:
+def _open(source: Source, headers: Dict[str, str], entry: Entry) -> HTTPResponse:
+    request = Request(source.url, headers=headers)
+    if source.token:
+        request.add_unredirected_header("Authorization", f"Bearer {source.token}")
     try:
-        response: HTTPResponse = build_opener(_Redirects(label)).open(request, timeout=TIMEOUT)
+        response: HTTPResponse = build_opener(_Redirects(source.label)).open(request, timeout=TIMEOUT)
         return response
     except HTTPError as error:
         error.close()
@@ -108,10 +128,10 @@ def _open(request: Request, label: str, entry: Entry) -> HTTPResponse:
             entry.discard_part()
         if error.code == 416 or error.code in _BUSY:
             raise Interrupted(f"the server answers {answer}") from error
-        raise UserError(f"{label} cannot be downloaded: the server answers {answer}") from error
+        raise UserError(f"{source.label} cannot be downloaded: the server answers {answer}") from error
     except URLError as error:
         reason = getattr(error.reason, "strerror", None) or error.reason
-        raise UserError(f"{label} cannot be reached: {reason}") from error
+        raise UserError(f"{source.label} cannot be reached: {reason}") from error
     except (OSError, HTTPException) as error:
         raise Interrupted(str(error) or type(error).__name__) from error
 
@@ -184,7 +204,7 @@ def _md5(response: HTTPResponse) -> Optional[str]:
     return None
 
 
-def _checked(label: str, entry: Entry, sha256: Optional[str], md5: Optional[str]) -> str:
+def _checked(source: Source, entry: Entry, md5: Optional[str]) -> str:
     """The sha256 of the part, which is whole; one that is not what it should be is discarded."""
     with entry.part.open("rb") as file:
         start = file.read(512).lstrip().lower()
@@ -192,13 +212,13 @@ def _checked(label: str, entry: Entry, sha256: Optional[str], md5: Optional[str]
         (f"is {kind} and no file of weights" for prefix, kind in _NO_WEIGHTS if start.startswith(prefix)), None
     )
     found = digest(entry.part)
-    if fault is None and sha256 not in (None, found):
-        fault = f"has the sha256 {found}, not {sha256}"
+    if fault is None and source.sha256 not in (None, found):
+        fault = f"has the sha256 {found}, not {source.sha256}"
     if fault is None and md5 is not None and _base64(digest(entry.part, "md5")) != md5:
         fault = f"has not arrived as it was sent: its md5 is not {md5} (base64)"
     if fault is not None:
         entry.discard_part()
-        raise UserError(f"{label} {fault}")
+        raise UserError(f"{source.label} {fault}")
     return found
 
 

@@ -8,21 +8,22 @@
 | `gs://bucket/file` | a public file in Google's storage, such as those of `vit_models` |
 
 `#sha256=…` after either of the last two says what sum the file must have. What is downloaded stays in a
-cache (see `ipu_vit.weights.cache`); from then on no request is made.
+cache (see `ipu_vit.weights.cache`), and no further request is made for it.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import Callable, Optional, Union
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from ipu_vit.errors import UserError
-from ipu_vit.weights.cache import Entry, Progress, default_folder
-from ipu_vit.weights.download import download, is_local
-from ipu_vit.weights.hub import fetch_from_hub
+from ipu_vit.weights.cache import Entry, Progress, default_folder, place_of
+from ipu_vit.weights.download import Source, is_local, obtain
+from ipu_vit.weights.hub import HubModel
 
 GOOGLE_STORAGE = "https://storage.googleapis.com"
 ACCEPTED = "a path, hf:org/name[@revision][/file], https://… or gs://bucket/file"
@@ -37,36 +38,30 @@ def fetch(address: str, cache_folder: Optional[Union[str, Path]] = None, progres
     """The file or folder on this machine that `address` stands for, downloaded if it is not in the cache.
 
     May be called by several processes at once: one downloads, the others wait for it. `progress` is
-    called with the bytes that have arrived and their number in all (not for `hf:`, where the hub's own
-    library shows a bar). With `IPU_VIT_OFFLINE=1` or `HF_HUB_OFFLINE=1` only the cache is used.
+    called with the bytes of a file that have arrived, and with their number in all or None. With
+    `IPU_VIT_OFFLINE=1` or `HF_HUB_OFFLINE=1` only the cache is used.
 
     Raises UserError, one sentence; whatever happens, the cache holds whole files only.
     """
     if is_path(address):
         return Path(address)
+    folder = Path(cache_folder).expanduser() if cache_folder else default_folder()
+    download: Callable[[Progress], Path]
     if address.startswith("hf:"):
-        return fetch_from_hub(address, cache_folder, _forbidden_by())
-    remote = _remote(address)
-    entry = Entry(Path(cache_folder) if cache_folder else default_folder(), remote.url)
-    if entry.holds(remote.sha256):
-        return entry.file
+        model = HubModel(address, folder)
+        label, cached, download = model.label, model.cached(), model.download
+    else:
+        source = _source(address)
+        entry = Entry(place_of(source.url, folder))
+        label, cached, download = source.label, entry.find(source.sha256), partial(obtain, source, entry)
     forbidden = _forbidden_by()
-    if forbidden:
-        raise UserError(f"{remote.label} is not in the cache, and {forbidden} forbids to download it")
-    progress = progress or _unseen
-    with entry.locked(progress):
-        if not entry.holds(remote.sha256):  # another process may have got it meanwhile
-            download(remote.url, remote.label, entry, remote.sha256, progress)
-    return entry.file
+    if cached is None and forbidden:
+        raise UserError(f"{label} is not in the cache, and {forbidden} forbids to download it")
+    return cached or download(progress or _unseen)
 
 
-class _Remote(NamedTuple):
-    url: str
-    label: str  # the setting for messages, without the query, which may be a signature
-    sha256: Optional[str]
-
-
-def _remote(address: str) -> _Remote:
+def _source(address: str) -> Source:
+    """An address on the web or in Google's storage, taken apart and checked."""
     if re.match(r"[^:]*://[^/?#]*@", address):
         raise UserError(
             "weights has a user name or password in its address, where logs would show it; "
@@ -91,7 +86,7 @@ def _remote(address: str) -> _Remote:
         # What is quoted already stays so.
         path, query = (quote(part, safe="%/:@!$&'()*+,;=~?") for part in (parts.path, parts.query))
         url = urlunsplit((parts.scheme, parts.netloc.lower(), path, query, ""))
-    return _Remote(url, label, _sum(fragment, label) if fragment else None)
+    return Source(url, label, _sum(fragment, label) if fragment else None)
 
 
 def _sum(fragment: str, label: str) -> str:

@@ -49,6 +49,7 @@ class Asked(NamedTuple):
     path: str
     range: Optional[str]
     version: Optional[str]
+    token: Optional[str]
 
 
 class LocalServer:
@@ -78,15 +79,21 @@ class LocalServer:
         self.files[path] = Served(body, **options)  # type: ignore[arg-type]
         return self.url + path
 
-    def serve_model(self, name: str, files: Dict[str, bytes]) -> None:
-        """Serve a repository as a Hugging Face hub does, at its revision `main`."""
-        siblings = [{"rfilename": file} for file in files]
-        info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
-        for path in (f"/api/models/{name}", f"/api/models/{name}/revision/main"):
-            self.serve(path, json.dumps(info).encode(), headers={"Content-Type": "application/json"})
+    def serve_model(self, name: str, files: Dict[str, bytes], storage: Optional[LocalServer] = None) -> None:
+        """Serve a repository as a Hugging Face hub does: small files itself, others from a storage elsewhere."""
+        siblings: List[Dict[str, object]] = []
         for file, body in files.items():
-            tag = hashlib.sha256(body).hexdigest()
-            self.serve(f"/{name}/resolve/main/{file}", body, etag=f'"{tag}"', headers={"X-Repo-Commit": COMMIT})
+            path, sum_ = f"/{name}/resolve/{COMMIT}/{file}", hashlib.sha256(body).hexdigest()
+            siblings.append({"rfilename": file, "size": len(body), "blobId": "0" * 40})
+            if file.endswith(".json"):
+                self.serve(path, body, headers={"X-Repo-Commit": COMMIT})
+            else:
+                siblings[-1]["lfs"] = {"sha256": sum_, "size": len(body), "pointerSize": 134}
+                there = (storage or self).serve(f"/storage/{sum_}", body)
+                self.serve(path, b"", status=302, headers={"X-Repo-Commit": COMMIT, "Location": there})
+        info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+        for revision in ("main", COMMIT):
+            self.serve(f"/api/models/{name}/revision/{revision}", json.dumps(info).encode())
 
     def refuse_model(self, name: str, code: str, revision: str = "main", status: int = 404) -> None:
         """Answer as the hub does for what it will not or cannot give."""
@@ -110,7 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(self.path.partition("?")[0])
-        self.asked.append(Asked(self.command, self.path, self.headers["Range"], self.headers["If-Range"]))
+        fields = (self.headers[name] for name in ("Range", "If-Range", "Authorization"))
+        self.asked.append(Asked(self.command, self.path, *fields))
         served = self.files.get(path, Served(b"no such file", 404))
         status, headers, body = served.status, dict(served.headers), served.body
         if served.busy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from local_server import COMMIT, LocalServer
 
 from ipu_vit.errors import UserError
+from ipu_vit.weights import download
 from ipu_vit.weights.fetch import fetch
 
 WEIGHTS = os.urandom(300_000)
@@ -19,17 +21,27 @@ INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.saf
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+def hub(monkeypatch: pytest.MonkeyPatch, library_cache: Path) -> Iterator[LocalServer]:
     for name in ("IPU_VIT_OFFLINE", "HF_HUB_OFFLINE", "IPU_VIT_CACHE", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     server = LocalServer()
     monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
     yield server
     server.close()
 
 
+@pytest.fixture
+def library_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of Hugging Face's library."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "library"))
+    return tmp_path / "library"
+
+
 def names(folder: Path) -> List[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.suffix not in (".sha256", ".lock"))
 
 
 @pytest.mark.parametrize(
@@ -80,28 +92,64 @@ def test_offline_the_cache_serves_without_a_request(
 def test_a_cached_file_that_has_changed_is_downloaded_again(hub: LocalServer, tmp_path: Path) -> None:
     hub.serve_model("org/vit", {"config.json": CONFIG, "model.safetensors": WEIGHTS})
     path = fetch("hf:org/vit", tmp_path) / "model.safetensors"
-    path.resolve().write_bytes(b"spoilt")
+    path.write_bytes(b"spoilt")
     assert (fetch("hf:org/vit", tmp_path) / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_file_under_the_sum_of_another_is_refused(hub: LocalServer, tmp_path: Path) -> None:
     hub.serve_model("org/vit", {"config.json": CONFIG, "model.safetensors": WEIGHTS})
-    hub.files["/org/vit/resolve/main/model.safetensors"].body = bytes(len(WEIGHTS))
-    for _ in range(2):
-        with pytest.raises(UserError, match="model.safetensors has not arrived as the hub describes it"):
-            fetch("hf:org/vit", tmp_path)
+    served = hub.files[f"/storage/{hashlib.sha256(WEIGHTS).hexdigest()}"]
+    served.body = bytes(len(WEIGHTS))
+    with pytest.raises(UserError, match=r"weights=hf:org/vit \(model.safetensors\) has the sha256 .*, not "):
+        fetch("hf:org/vit", tmp_path)
+    served.body = WEIGHTS
+    assert (fetch("hf:org/vit", tmp_path) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_broken_transfer_goes_on_where_it_ended(hub: LocalServer, tmp_path: Path) -> None:
+    hub.serve_model("org/vit", {"config.json": CONFIG, "model.safetensors": WEIGHTS})
+    hub.files[f"/storage/{hashlib.sha256(WEIGHTS).hexdigest()}"].breaks = [200_000, 0, 0, 0]
+    with pytest.raises(UserError, match=r"\(model.safetensors\) was interrupted after 200,000 bytes"):
+        fetch("hf:org/vit", tmp_path)
+    assert (fetch("hf:org/vit", tmp_path) / "model.safetensors").read_bytes() == WEIGHTS
+    ranges = [asked.range for asked in hub.asked if asked.path.startswith("/storage/")]
+    assert ranges == [None] + ["bytes=200000-"] * 4
+
+
+def test_what_the_library_has_downloaded_is_used(hub: LocalServer, tmp_path: Path, library_cache: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    for path, body in (("config.json", CONFIG), ("model.safetensors", WEIGHTS)):
+        tag = hashlib.sha256(body).hexdigest()
+        hub.serve(f"/org/vit/resolve/main/{path}", body, etag=f'"{tag}"', headers={"X-Repo-Commit": COMMIT})
+        kept = hf_hub_download("org/vit", path, endpoint=hub.url, cache_dir=library_cache)
+    asked = len(hub.asked)
+    assert fetch("hf:org/vit", tmp_path) == Path(kept).parent
+    assert len(hub.asked) == asked
+
+    Path(kept).resolve().write_bytes(b"spoilt")
     hub.serve_model("org/vit", {"config.json": CONFIG, "model.safetensors": WEIGHTS})
     assert (fetch("hf:org/vit", tmp_path) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_the_token_goes_to_the_hub_only(hub: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    storage = LocalServer()
+    hub.serve_model("org/vit", {"config.json": CONFIG, "model.safetensors": WEIGHTS}, storage)
+    assert (fetch("hf:org/vit", tmp_path) / "model.safetensors").read_bytes() == WEIGHTS
+    storage.close()
+    assert {asked.token for asked in hub.asked} == {"Bearer hf_secret"}
+    assert {asked.token for asked in storage.asked} == {None}
 
 
 @pytest.mark.parametrize(
     ("code", "status", "sentence"),
     [
-        ("RepoNotFound", 404, "weights=hf:org/vit does not exist on the hub, or is private"),
-        ("RepoNotFound", 401, "weights=hf:org/vit does not exist on the hub, or is private"),
+        ("RepoNotFound", 404, "weights=hf:org/vit does not exist, or is private"),
+        ("RepoNotFound", 401, "weights=hf:org/vit does not exist, or is private"),
         ("GatedRepo", 403, "is open only to those who accepted its terms"),
         ("RevisionNotFound", 404, "weights=hf:org/vit has no revision main"),
-        ("", 500, "weights=hf:org/vit cannot be downloaded: .*500"),
+        ("", 500, "weights=hf:org/vit cannot be looked up on 127.0.0.1: .*500"),
     ],
 )
 def test_what_the_hub_will_not_give(hub: LocalServer, tmp_path: Path, code: str, status: int, sentence: str) -> None:
@@ -139,14 +187,24 @@ def test_a_model_that_lacks_something(
 
 def test_no_hub(hub: LocalServer, tmp_path: Path) -> None:
     hub.close()
-    with pytest.raises(UserError, match="weights=hf:org/vit cannot be downloaded: .*[Rr]efused"):
+    sentence = "weights=hf:org/vit cannot be looked up on 127.0.0.1: .*Connection refused$"
+    with pytest.raises(UserError, match=sentence):
+        fetch("hf:org/vit", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>welcome</html>", b"[]", b'{"id": "org/vit"}', b'{"id": "a", "sha": "../.."}']
+)
+def test_something_else_than_a_hub(hub: LocalServer, tmp_path: Path, answer: bytes) -> None:
+    hub.serve("/api/models/org/vit/revision/main", answer)
+    with pytest.raises(UserError, match="weights=hf:org/vit cannot be looked up: 127.0.0.1 does not"):
         fetch("hf:org/vit", tmp_path)
 
 
 def test_a_cache_folder_that_cannot_be_written(hub: LocalServer, tmp_path: Path) -> None:
     hub.serve_model("org/vit", {"config.json": CONFIG, "model.safetensors": WEIGHTS})
-    (tmp_path / "huggingface").touch()
-    with pytest.raises(UserError, match="weights=hf:org/vit cannot be downloaded: .*(Not a directory|File exists)"):
+    (tmp_path / "127.0.0.1").touch()
+    with pytest.raises(UserError, match="the cache folder .* cannot be written: Not a directory"):
         fetch("hf:org/vit", tmp_path)
 
 
