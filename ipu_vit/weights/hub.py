@@ -38,12 +38,17 @@ class HubModel:
     """What `hf:org/name[@revision][/file]` stands for: that file, or a folder with configuration and weights."""
 
     def __init__(self, address: str, folder: Path) -> None:
-        match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@(\w[\w.-]*))?(?:/([^#?]+))?", address)
-        file = match[3] if match else None
-        if match is None or (file and not all(part.strip(".") for part in file.split("/"))):
-            raise UserError(f"weights={address} is not of the form hf:org/name[@revision][/file]")
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+        try:
+            match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@(\w[\w.-]*))?(?:/([^#?]+))?", address)
+            if match is None or not all(part.strip(".") for part in (match[3] or "file").split("/")):
+                raise HFValidationError
+            validate_repo_id(match[1])
+        except HFValidationError as error:
+            raise UserError(f"weights={address} is not of the form hf:org/name[@revision][/file]") from error
         self.label = f"weights={address}"
-        self._id, self._revision, self._file = match[1], match[2] or "main", file
+        self._id, self._revision, self._file = match[1], match[2] or "main", match[3]
         self._hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         self._host = str(urlsplit(self._hub).hostname)
         self._folder = folder / self._host / self._id.replace("/", "--")
@@ -78,8 +83,8 @@ class HubModel:
         """The file or folder, if `get` has all of it."""
         if self._file:
             return get(self._file)
-        weights = next((path for path in map(get, WEIGHTS) if path), None)
-        if weights is None or not all(get(name) for name in [CONFIG, *self._shards(weights)]):
+        weights = next((path for path in map(get, WEIGHTS) if path), None) if get(CONFIG) else None
+        if weights is None or not all(map(get, self._shards(weights))):
             return None
         return weights.parent
 
@@ -111,14 +116,14 @@ class HubModel:
             raise UserError(f"{self.label} does not exist, or is private and HF_TOKEN does not open it") from error
         except errors.RevisionNotFoundError as error:
             raise UserError(f"{self.label} has no revision {self._revision}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.label} cannot be looked up: {self._host} does not answer as a hub does") from error
         # HTTPError is that of the library which makes the requests: requests or httpx.
         except (OSError, errors.HTTPError) as error:
             raise UserError(f"{self.label} cannot be looked up on {self._host}: {_reason(error)}") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self.label} cannot be looked up: {self._host} does not answer as a hub does") from error
         commit = info.sha or ""
         if not _is_commit(commit):
-            raise UserError(f"{self.label} cannot be looked up: {self._host} does not tell its commit")
+            raise UserError(f"{self.label} cannot be looked up: {self._host} does not tell the commit")
         return commit, {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or []}
 
     @property

@@ -58,6 +58,8 @@ def refused(address: str, folder: Path, sentence: str) -> None:
         ("hf:vit", "is not of the form hf:org/name"),
         ("hf:org/name/../../w.npz", "is not of the form"),
         ("hf:org/name@", "is not of the form"),
+        ("hf:org/na..me", "is not of the form"),
+        ("hf:org/name@../..", "is not of the form"),
         ("hf:org/name/w.npz#sha256=1", "is not of the form"),
     ],
 )
