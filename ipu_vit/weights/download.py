@@ -164,13 +164,14 @@ def _refuse_pages(response: HTTPResponse, label: str) -> None:
 
 
 def _size_from_range(response: HTTPResponse, entry: Entry, start: int) -> int:
-    """The whole file's size, of an answer that goes on at `start`."""
+    """The whole file's size, of an answer that goes on with our version at `start`."""
     content_range = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", content_range)
-    if match is None or int(match[1]) != start:
-        entry.discard_part()
-        raise Interrupted(f"the server sends the range '{content_range}' where bytes from {start} on were asked for")
-    return int(match[2])
+    # Some servers send the rest of a newer version in spite of If-Range.
+    if match and int(match[1]) == start and _version(response) in (None, entry.part_version()):
+        return int(match[2])
+    entry.discard_part()
+    raise Interrupted(f"the server sends the range '{content_range}', which does not go on from what has arrived")
 
 
 def _chunks(response: HTTPResponse) -> Iterator[bytes]:

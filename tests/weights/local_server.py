@@ -27,6 +27,7 @@ class Served:
     headers: Dict[str, str] = field(default_factory=dict)
     etag: Optional[str] = '"1"'
     ranges: bool = True
+    versions: bool = True  # whether If-Range is heeded
     length: bool = True  # whether the answer tells its size
     busy: int = 0  # so many requests are turned away first
     breaks: List[int] = field(default_factory=list)  # for each request, bytes after which the connection closes
@@ -127,7 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif status == 200 and served.etag:
             headers["ETag"] = served.etag
             version = self.headers["If-Range"]
-            if served.ranges and self.headers["Range"] and version in (None, served.etag):
+            heeded = version in (None, served.etag) or not served.versions
+            if served.ranges and self.headers["Range"] and heeded:
                 first = int(self.headers["Range"][len("bytes=") : -1])
                 if first >= len(body):
                     status, headers, body = 416, {"Content-Range": f"bytes */{len(body)}"}, b""

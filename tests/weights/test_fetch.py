@@ -158,6 +158,14 @@ def test_a_file_that_changed_meanwhile_comes_whole(server: LocalServer, tmp_path
     assert server.asked[-1].range == "bytes=1000000-"
 
 
+def test_a_server_that_heeds_no_version_gives_no_mixture(server: LocalServer, tmp_path: Path) -> None:
+    address = server.serve("/w.npz", os.urandom(2_000_000), breaks=[1_000_000] + [0] * 3)
+    with pytest.raises(UserError, match="interrupted"):
+        fetch.fetch(address, tmp_path)
+    server.serve("/w.npz", BODY, etag='"2"', versions=False)
+    assert fetch.fetch(address, tmp_path).read_bytes() == BODY
+
+
 def test_a_part_longer_than_the_file_is_dropped(server: LocalServer, tmp_path: Path) -> None:
     address = server.serve("/w.npz", BODY, breaks=[2_000_000] + [0] * 3)
     with pytest.raises(UserError, match="interrupted"):
@@ -177,6 +185,38 @@ def test_a_busy_server_is_asked_again(server: LocalServer, tmp_path: Path) -> No
     assert fetch.fetch(server.serve("/w.npz", BODY, busy=3), tmp_path).read_bytes() == BODY
     with pytest.raises(UserError, match="the server answers 503 Service Unavailable"):
         fetch.fetch(server.serve("/x.npz", BODY, busy=4), tmp_path)
+
+
+def test_a_server_that_falls_silent_is_asked_again(
+    server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    stall = Stall(after=2_000_000)
+    assert fetch.fetch(server.serve("/w.npz", BODY, stall=stall), tmp_path).read_bytes() == BODY
+    stall.released.set()
+    assert server.asked[-1].range is not None
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_an_end_at_any_step_leaves_no_half_file(
+    server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """A file and its sum cannot be renamed at once; the process may end before either."""
+    old = fetch.fetch(server.serve("/w.npz", b"old"), tmp_path)
+    address = f"{server.serve('/w.npz', BODY, etag='2')}#sha256={SUM}"
+    renames = iter(range(2))
+
+    def replace(source: Any, target: Any) -> None:
+        if next(renames) == step:
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", replace)
+        fetch.fetch(address, tmp_path)
+    assert fetch.fetch(address, tmp_path).read_bytes() == BODY
+    assert fetch.fetch(f"{server.url}/w.npz", tmp_path) == old
+    assert files_of(tmp_path) == ["w.npz", "w.npz.sha256"]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -213,6 +253,22 @@ def test_a_killed_process_leaves_a_part_that_the_next_one_ends(server: LocalServ
     assert fetch.fetch(address, tmp_path).read_bytes() == BODY
     assert server.asked[-1].range == f"bytes={kept}-"
     assert files_of(tmp_path) == ["w.npz", "w.npz.sha256"]
+
+
+def test_who_waits_goes_on_for_who_was_killed(server: LocalServer, tmp_path: Path) -> None:
+    stall = Stall(after=2_000_000)
+    address = server.serve("/w.npz", BODY, stall=stall)
+    first = start(address, tmp_path)
+    assert any(int(line) > 1_000_000 for line in first.stdout)
+    second = start(address, tmp_path)
+    assert int(second.stdout.readline()) > 1_000_000  # it shows how far the first one is
+    assert len(server.asked) == 1
+    first.kill()
+    first.communicate()
+    stall.released.set()
+    output, _ = second.communicate(timeout=60)
+    assert Path(output.splitlines()[-1]).read_bytes() == BODY
+    assert [asked.range is None for asked in server.asked] == [True, False]
 
 
 def test_processes_that_want_the_same_file_download_it_once(server: LocalServer, tmp_path: Path) -> None:
