@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional
 from urllib.parse import unquote
+
+import pytest
+
+from ipu_vit.weights import download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -39,7 +43,6 @@ class Stall:
 
     def __init__(self, after: int) -> None:
         self.after = after
-        self.reached = threading.Event()
         self.released = threading.Event()
 
 
@@ -102,6 +105,20 @@ class LocalServer:
         self.serve(path, b"", status=status, headers={"X-Error-Code": code})
 
 
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+    """A server, in an environment that lets it be asked, and again without pauses."""
+    for name in ("IPU_VIT_OFFLINE", "HF_HUB_OFFLINE", "HF_TOKEN", "IPU_VIT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
+    server = LocalServer()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     files: Dict[str, Served]
@@ -153,7 +170,6 @@ class _Handler(BaseHTTPRequestHandler):
         if served.stall and len(body) > served.stall.after:
             stall, served.stall = served.stall, None
             self.wfile.write(body[: stall.after])
-            stall.reached.set()
             stall.released.wait()
             body = body[stall.after :]
         with suppress(OSError):  # whoever asked may have gone

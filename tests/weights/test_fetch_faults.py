@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
 import pytest
-from local_server import LocalServer
+from local_server import LocalServer, serving
 
 from ipu_vit.errors import UserError
-from ipu_vit.weights import download
 from ipu_vit.weights.fetch import fetch
 
 BODY = os.urandom(600_000)
@@ -22,12 +22,8 @@ BODY = os.urandom(600_000)
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
-    for name in ("IPU_VIT_OFFLINE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
-    server = LocalServer()
-    yield server
-    server.close()
+    with serving(monkeypatch) as server:
+        yield server
 
 
 def refused(address: str, folder: Path, sentence: str) -> None:
@@ -99,10 +95,16 @@ def test_nobody_listens(server: LocalServer, tmp_path: Path) -> None:
     refused(address, tmp_path, "weights=http.*/w.npz cannot be reached: Connection refused")
 
 
-def test_no_such_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("https_proxy", "HTTPS_PROXY", "IPU_VIT_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    refused("https://weights.invalid/w.npz", tmp_path, "weights=https://weights.invalid/w.npz cannot be reached: .")
+def test_no_such_host(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without a network; not left to the network that the tests run in."""
+
+    def unknown(*arguments: Any, **options: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    refused(
+        "https://weights.invalid/w.npz", tmp_path, "weights=https://.* cannot be reached: Name or service not known"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Dict, Iterator, List
 
 import pytest
-from local_server import COMMIT, LocalServer
+from local_server import COMMIT, LocalServer, serving
 
 from ipu_vit.errors import UserError
-from ipu_vit.weights import download
 from ipu_vit.weights.fetch import fetch
 
 WEIGHTS = os.urandom(300_000)
@@ -22,13 +21,9 @@ INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.saf
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, library_cache: Path) -> Iterator[LocalServer]:
-    for name in ("IPU_VIT_OFFLINE", "HF_HUB_OFFLINE", "IPU_VIT_CACHE", "http_proxy", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = LocalServer()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
-    yield server
-    server.close()
+    with serving(monkeypatch) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
 
 
 @pytest.fixture
