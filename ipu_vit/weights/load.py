@@ -8,44 +8,19 @@ reported: the grid of positions, the number of classes, the `pre_logits` layer.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Protocol, Sequence, Tuple, Type
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor
 
 from ipu_vit.errors import UserError
 from ipu_vit.models.vit import Attention, VisionTransformer
-from ipu_vit.weights.google import GoogleFile
-from ipu_vit.weights.native import NativeFile
+from ipu_vit.weights.formats import WeightFile, open_weights
 from ipu_vit.weights.positions import Grid, grid_side, resize_positions
 from ipu_vit.weights.shapes import Shape, listed
+from ipu_vit.weights.table import CLASSIFY, REPRESENTATION
 
 _POSITION = "embedding.position"
-_REPRESENTATION = "head.representation"
-_CLASSIFY = "head.classify"
-
-
-class WeightFile(Protocol):
-    """What an adapter makes of a file; opening reads names and shapes only."""
-
-    format: str
-    heads: Optional[int]
-    shapes: Dict[str, Shape]  # under our names
-    unused: Tuple[str, ...]  # entries that have no counterpart in the model's code
-
-    def __init__(self, path: str) -> None: ...
-
-    @staticmethod
-    def recognises(path: str) -> bool:
-        """Whether the file's content is of this format."""
-
-    def read(self, name: str) -> Tensor:
-        """One parameter, in float32."""
-
-
-ADAPTERS: Tuple[Type[WeightFile], ...] = (GoogleFile, NativeFile)
 
 
 @dataclass(frozen=True)
@@ -59,6 +34,7 @@ class LoadReport:
     replaced: Mapping[str, str] = field(default_factory=dict)  # parts left at their initial values, and why
     dropped: Mapping[str, str] = field(default_factory=dict)  # parts of the file not copied, and why
     unused: Tuple[str, ...] = ()  # entries of the file that mean nothing to us
+    remarks: Tuple[str, ...] = ()  # what else differs between the file and the model
 
     def summary(self) -> str:
         """One line on what was copied and, if there is any, one on what was not."""
@@ -68,6 +44,7 @@ class LoadReport:
             copied += f", positions resized from {old} to {new}"
         rest = [f"{name} starts anew ({why})" for name, why in self.replaced.items()]
         rest += [f"{name} dropped ({why})" for name, why in self.dropped.items()]
+        rest += self.remarks
         if self.unused:
             rest.append(f"not used: {listed(self.unused)}")
         return "\n".join([copied] + (["weights: " + "; ".join(rest)] if rest else []))
@@ -75,7 +52,7 @@ class LoadReport:
 
 def load_weights(model: VisionTransformer, path: str) -> LoadReport:
     """Copy the weights of the file at `path` into `model`, whatever the model's number type."""
-    file = _open(path)
+    file = open_weights(path)
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     replaced, dropped = _plan_head(file.shapes, shapes)
@@ -89,41 +66,40 @@ def load_weights(model: VisionTransformer, path: str) -> LoadReport:
                 tensor = resize_positions(tensor, resized[1])
             parameters[name].copy_(tensor)
     strangers = [name for name in file.shapes if name not in shapes and not _within(name, dropped)]
-    return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, file.unused + tuple(strangers))
-
-
-def _open(path: str) -> WeightFile:
-    if not os.path.isfile(path):
-        raise UserError(f"weights={path} {'is not a file' if os.path.exists(path) else 'does not exist'}")
-    try:
-        adapter = next((adapter for adapter in ADAPTERS if adapter.recognises(path)), None)
-    except OSError as error:
-        raise UserError(f"weights={path} cannot be read: {error.strerror}") from error
-    if adapter is None:
-        accepted = ", ".join(adapter.format for adapter in ADAPTERS)
-        raise UserError(f"weights={path} is of no known format; accepted: {accepted}")
-    return adapter(path)
+    unused = (*file.unused, *strangers)
+    remarks = (*file.remarks, *_compare_epsilon(file, model))
+    return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, unused, remarks)
 
 
 def _heads(model: VisionTransformer) -> int:
     return next(module.heads for module in model.modules() if isinstance(module, Attention))
 
 
+def _compare_epsilon(file: WeightFile, model: VisionTransformer) -> List[str]:
+    """A remark if layer norms were trained with another epsilon; it is no fault, for it hardly shows."""
+    ours = model.head.norm.eps
+    if file.epsilon in (None, ours):
+        return []
+    return [f"layer norms have epsilon {file.epsilon:g} in the file, {ours:g} in the model"]
+
+
 def _plan_head(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Tuple[Dict[str, str], Dict[str, str]]:
     """Which parts of the head start anew, and which parts of the file are dropped, with the reasons."""
     replaced: Dict[str, str] = {}
     dropped: Dict[str, str] = {}
-    in_file, in_model = (f"{_REPRESENTATION}.weight" in shapes for shapes in (found, wanted))
-    file_classes, model_classes = (math.prod(shapes.get(f"{_CLASSIFY}.bias", ())) for shapes in (found, wanted))
+    in_file, in_model = (f"{REPRESENTATION}.weight" in shapes for shapes in (found, wanted))
+    file_classes, model_classes = (math.prod(shapes.get(f"{CLASSIFY}.bias", ())) for shapes in (found, wanted))
     if in_file and not in_model:
-        dropped[_REPRESENTATION] = "the model has none"
+        dropped[REPRESENTATION] = "the model has none"
     if in_model and not in_file:
-        replaced[_REPRESENTATION] = "the file has none"
-    if file_classes != model_classes:
-        replaced[_CLASSIFY] = f"{file_classes} classes in the file, {model_classes} in the model"
+        replaced[REPRESENTATION] = "the file has none"
+    if f"{CLASSIFY}.bias" not in found:
+        replaced[CLASSIFY] = "the file has none"
+    elif file_classes != model_classes:
+        replaced[CLASSIFY] = f"{file_classes} classes in the file, {model_classes} in the model"
     elif in_file != in_model:
         # Its numbers were learnt on features that this model does not compute.
-        replaced[_CLASSIFY] = f"it follows {_REPRESENTATION} only in the {'file' if in_file else 'model'}"
+        replaced[CLASSIFY] = f"it follows {REPRESENTATION} only in the {'file' if in_file else 'model'}"
     return replaced, dropped
 
 
@@ -175,7 +151,7 @@ def _settings(shapes: Mapping[str, Shape], heads: Optional[int]) -> Dict[str, in
         "model.width": ("embedding.class_token", 2),
         "model.patch_size": ("embedding.patch.weight", 3),
         "model.mlp_width": ("layers.0.mlp.expand.weight", 0),
-        "model.representation": (f"{_REPRESENTATION}.weight", 0),
+        "model.representation": (f"{REPRESENTATION}.weight", 0),
     }
     settings = {key: shapes[name][axis] for key, (name, axis) in axes.items() if axis < len(shapes.get(name, ()))}
     settings["model.depth"] = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})

@@ -195,10 +195,17 @@ def test_a_truncated_file_is_refused(vit: Make, save: Any) -> None:
 def test_what_is_no_file_of_weights_is_refused(vit: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights=.*absent.npz does not exist"):
         load_weights(vit(), str(tmp_path / "absent.npz"))
-    with pytest.raises(UserError, match=r"weights=.* is not a file"):
+    with pytest.raises(UserError, match=r"weights=.* is not a file, and a directory without weights"):
         load_weights(vit(), str(tmp_path))
     text = tmp_path / "notes.npz"
-    for content in (b"", b"PK", b"these are no weights", b"\x80\x02pickle"):
+    for content, guess in (
+        (b"", ": it is empty"),
+        (b"PK", ""),
+        (b"these are no weights", ""),
+        (b"\x80\x02pickle", ": it is a pickle, which could run code"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", ": it is a web page, .*"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", ": it is a pointer of Git LFS, .*"),
+    ):
         text.write_bytes(content)
-        with pytest.raises(UserError, match=r"is of no known format; accepted: Google .npz, checkpoint"):
+        with pytest.raises(UserError, match=rf"is of no known format{guess}; accepted: Google .npz, checkpoint, "):
             load_weights(vit(), str(text))
