@@ -26,7 +26,7 @@ from ipu_vit.weights.onnx import write_onnx
 from ipu_vit.weights.pickled import write_pickled
 from ipu_vit.weights.safetensors_file import write_safetensors
 from ipu_vit.weights.shapes import listed
-from ipu_vit.weights.table import to_format
+from ipu_vit.weights.table import POSITION, to_format
 from ipu_vit.weights.timm import TIMM
 
 State = Mapping[str, Tensor]
@@ -68,7 +68,7 @@ def convert(
     run_heads, run_epsilon = _of_the_run(source, file)
     heads = _settle("heads", source, heads, file.heads or run_heads)
     epsilon = _settle("epsilon", source, epsilon, file.epsilon or run_epsilon)
-    width = file.shapes["embedding.class_token"][-1]
+    width = file.shapes[POSITION][-1]
     if heads < 1 or width % heads:
         raise UserError(f"heads={heads} does not divide the width of {source}, {width}")
     state = {name: file.read(name) for name in file.shapes}

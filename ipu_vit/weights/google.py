@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ipu_vit.weights.npz import Npz, write_npz
-from ipu_vit.weights.table import REPRESENTATION, Format, Layout, Row, TableFile, to_format
+from ipu_vit.weights.table import CLASS_TOKEN, REPRESENTATION, Format, Layout, Row, TableFile, to_format
 
 # Flax multiplies tokens from the left, so its kernels are (inputs, outputs); PyTorch's are (outputs, inputs).
 LINEAR = Layout(lambda array: array.T, lambda ours, heads: ours.T)
@@ -48,7 +48,7 @@ TABLE = (
     Row("head.classify.weight", "head/kernel", "F K", LINEAR),
     Row("head.classify.bias", "head/bias", "K"),
 )
-GOOGLE = Format("Google", TABLE, suffix=".npz", optional=(REPRESENTATION,))
+GOOGLE = Format("Google", TABLE, suffix=".npz", optional=(CLASS_TOKEN, REPRESENTATION))
 
 
 def read_google(path: str) -> Dict[str, Tensor]:

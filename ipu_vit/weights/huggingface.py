@@ -16,7 +16,7 @@ from torch import Tensor
 from ipu_vit.errors import UserError
 from ipu_vit.weights.notes import Notes, checked_notes, read_json, write_json
 from ipu_vit.weights.safetensors_file import write_safetensors
-from ipu_vit.weights.table import CLASSIFY, REPRESENTATION, Format, modules, to_format
+from ipu_vit.weights.table import CLASSIFY, POSITION, REPRESENTATION, Format, modules, to_format
 
 OLD = "vit.encoder.layer.{i}."
 NEW = "vit.layers.{i}."
@@ -89,7 +89,7 @@ def _config(state: Mapping[str, Tensor], heads: int, epsilon: float, dtype: torc
     config: Dict[str, Any] = {
         "architectures": ["ViTModel" if classes is None else "ViTForImageClassification"],
         "model_type": "vit",
-        "image_size": patch_size * math.isqrt(state["embedding.position"].shape[1] - 1),
+        "image_size": patch_size * math.isqrt(state[POSITION].shape[1] - 1),
         "patch_size": patch_size,
         "num_channels": 3,
         "hidden_size": width,

@@ -16,11 +16,9 @@ import torch
 from ipu_vit.errors import UserError
 from ipu_vit.models.vit import Attention, VisionTransformer
 from ipu_vit.weights.formats import WeightFile, open_weights
-from ipu_vit.weights.positions import Grid, grid_side, resize_positions
+from ipu_vit.weights.positions import Grid, grid_side, layout_of, resize_positions
 from ipu_vit.weights.shapes import Shape, listed
-from ipu_vit.weights.table import CLASSIFY, REPRESENTATION
-
-_POSITION = "embedding.position"
+from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, POSITION, REPRESENTATION
 
 
 @dataclass(frozen=True)
@@ -50,20 +48,32 @@ class LoadReport:
         return "\n".join([copied] + (["weights: " + "; ".join(rest)] if rest else []))
 
 
-def load_weights(model: VisionTransformer, path: str) -> LoadReport:
-    """Copy the weights of the file at `path` into `model`, whatever the model's number type."""
+def load_weights(model: VisionTransformer, path: str, resize: str = "bilinear") -> LoadReport:
+    """Copy the weights of the file at `path` into `model`, whatever the model's number type.
+
+    Positions on another grid are resized, `bilinear` or `bicubic`.
+    """
     file = open_weights(path)
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     replaced, dropped = _plan_head(file.shapes, shapes)
+    had, has = CLASS_TOKEN in file.shapes, CLASS_TOKEN in shapes
+    if has and not had:
+        replaced[CLASS_TOKEN] = "the file has none"
+    if had and not has:
+        dropped[CLASS_TOKEN] = "the model has none"
     kept = [name for name in shapes if not _within(name, replaced)]
     _check(file, shapes, kept, _heads(model), path)
-    resized = _plan_positions(file.shapes[_POSITION], shapes[_POSITION], path)
+    resized = _plan_positions(file.shapes, shapes, path)
     with torch.no_grad():
         for name in kept:
             tensor = file.read(name)
-            if name == _POSITION and resized:
-                tensor = resize_positions(tensor, resized[1])
+            if name == POSITION and resized:
+                tensor = resize_positions(tensor, resized[1], resize, class_token=had)
+            if name == POSITION and has and not had:
+                tensor = torch.cat([parameters[name][:, :1].to(tensor), tensor], dim=1)
+            if name == POSITION and had and not has:
+                tensor = tensor[:, 1:]
             parameters[name].copy_(tensor)
     strangers = [name for name in file.shapes if name not in shapes and not _within(name, dropped)]
     unused = (*file.unused, *strangers)
@@ -103,17 +113,18 @@ def _plan_head(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Tuple
     return replaced, dropped
 
 
-def _plan_positions(found: Shape, wanted: Shape, path: str) -> Optional[Tuple[Grid, Grid]]:
+def _plan_positions(found: Mapping[str, Shape], wanted: Mapping[str, Shape], path: str) -> Optional[Tuple[Grid, Grid]]:
     """The grids to resize from and to, if they differ."""
-    if found == wanted:
+    had, has = CLASS_TOKEN in found, CLASS_TOKEN in wanted
+    if had == has and found[POSITION] == wanted[POSITION]:
         return None
-    old, new = grid_side(found[1]), grid_side(wanted[1])
+    old, new = grid_side(found[POSITION][1], had), grid_side(wanted[POSITION][1], has)
     if old is None or new is None:
         raise UserError(
-            f"weights={path} has {found[1]} position embeddings, "
-            f"which are not a class token and a square grid and cannot be resized"
+            f"weights={path} has {found[POSITION][1]} position embeddings, "
+            f"which are not {layout_of(had)} and cannot be resized"
         )
-    return (old, old), (new, new)
+    return None if old == new else ((old, old), (new, new))
 
 
 def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], heads: int, path: str) -> None:
@@ -142,13 +153,13 @@ def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], h
 
 def _fixed(name: str, shape: Shape) -> Shape:
     """The shape without what resizing changes."""
-    return shape[:1] + shape[2:] if name == _POSITION and len(shape) == 3 else shape
+    return shape[:1] + shape[2:] if name == POSITION and len(shape) == 3 else shape
 
 
 def _settings(shapes: Mapping[str, Shape], heads: Optional[int]) -> Dict[str, int]:
     """The settings that give a model such shapes, as far as they can be told."""
     axes = {
-        "model.width": ("embedding.class_token", 2),
+        "model.width": (POSITION, 2),
         "model.patch_size": ("embedding.patch.weight", 3),
         "model.mlp_width": ("layers.0.mlp.expand.weight", 0),
         "model.representation": (f"{REPRESENTATION}.weight", 0),
@@ -161,4 +172,4 @@ def _settings(shapes: Mapping[str, Shape], heads: Optional[int]) -> Dict[str, in
 
 
 def _within(name: str, parts: Mapping[str, str]) -> bool:
-    return any(name.startswith(part + ".") for part in parts)
+    return any(name == part or name.startswith(part + ".") for part in parts)

@@ -7,7 +7,7 @@ calls its only layer `fc`. A backbone saved alone has no prefix.
 
 from __future__ import annotations
 
-from ipu_vit.weights.table import Format, modules
+from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, REPRESENTATION, Format, modules
 
 LAYER = "backbone.layers.{i}."
 TABLE = modules(
@@ -27,6 +27,7 @@ TABLE = modules(
 MMPRETRAIN = Format(
     "mmpretrain",
     TABLE,
+    optional=(CLASS_TOKEN, REPRESENTATION, CLASSIFY),
     prefix=r"backbone\.",
     remarks={"backbone.ln2.weight": "backbone.ln2, which follows the mean of the patches, is read as head.norm"},
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from ipu_vit.errors import UserError
 from ipu_vit.models.vit import VisionTransformer
 from ipu_vit.weights.atomic import replacing
-from ipu_vit.weights.table import CLASSIFY, REPRESENTATION
+from ipu_vit.weights.table import CLASSIFY, POSITION, REPRESENTATION
 
 OPSET = 16  # the newest that PyTorch 2.0 writes well, and every runtime in use reads
 
@@ -30,11 +30,11 @@ def write_onnx(state: Mapping[str, Tensor], path: str, heads: int, epsilon: floa
     if importlib.util.find_spec("onnx") is None:
         raise UserError(f"{path} cannot be written: PyTorch needs the package onnx for it; pip install onnx")
     patch_size = state["embedding.patch.weight"].shape[-1]
-    image_size = patch_size * math.isqrt(state["embedding.position"].shape[1] - 1)
+    image_size = patch_size * math.isqrt(state[POSITION].shape[1] - 1)
     model = VisionTransformer(
         image_size=image_size,
         patch_size=patch_size,
-        width=state["embedding.class_token"].shape[-1],
+        width=state[POSITION].shape[-1],
         depth=len({name.split(".")[1] for name in state if name.startswith("layers.")}),
         heads=heads,
         mlp_width=len(state["layers.0.mlp.expand.bias"]),

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from ipu_vit.errors import UserError
 from ipu_vit.weights.container import Container, check_floating
+from ipu_vit.weights.positions import grid_side
 from ipu_vit.weights.shapes import Shape, listed
 
+CLASS_TOKEN = "embedding.class_token"
+POSITION = "embedding.position"
 REPRESENTATION = "head.representation"
 CLASSIFY = "head.classify"
 
@@ -163,6 +166,8 @@ class TableFile:
         for name in file.entries:
             names.setdefault(format.plain(name), name)
         absent = [part for part in format.optional if not _mentions(format, part, names)]
+        if CLASS_TOKEN in absent and grid_side(_tokens(format, file, names), class_token=False) is None:
+            absent.remove(CLASS_TOKEN)  # its position is there
         # At least one layer, so that a file without any is told what it lacks.
         rows = format.rows(max(format.depth(names), 1), [*without, *absent])
         spelt = {row.ours: _spelling(row, format, names) for row in rows}
@@ -209,11 +214,11 @@ def to_format(
 
     `heads` is needed by formats that have an axis for them. Raises UserError for what has no place in the format.
     """
-    width = state["embedding.class_token"].shape[-1]
+    width = state[POSITION].shape[-1]
     if heads is not None and (heads < 1 or width % heads):
         raise UserError(f"model.heads={heads} does not divide the width of the weights, {width}")
     depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
-    without = [part for part in format.optional if f"{part}.weight" not in state]
+    without = [part for part in format.optional if not any(_within(name, [part]) for name in state)]
     rows = format.rows(depth, without)
     homeless = sorted(set(state) - {row.ours for row in rows if row.written})
     if homeless:
@@ -271,12 +276,19 @@ def _mentions(format: Format, part: str, names: Mapping[str, str]) -> bool:
     return any(format.plain(name) in names for row in rows for spelling in row.spellings() for name in spelling)
 
 
+def _tokens(format: Format, file: Container, names: Mapping[str, str]) -> int:
+    """The number of positions in a file, 0 if there are none."""
+    row = next(row for row in format.table if row.ours == POSITION)
+    shape = file.entries[names[format.plain(row.theirs)]].shape if format.plain(row.theirs) in names else ()
+    return dict(zip(row.shape.split(), shape)).get("N", 0)
+
+
 def _join(row: Row, arrays: List[Tensor]) -> Tensor:
     return torch.cat([row.layout.read(array) for array in arrays]).contiguous()
 
 
 def _within(name: str, parts: Iterable[str]) -> bool:
-    return any(name.startswith(part + ".") for part in parts)
+    return any(name == part or name.startswith(part + ".") for part in parts)
 
 
 def _shown(shape: Tuple[Union[int, str], ...]) -> str:

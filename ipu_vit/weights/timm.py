@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipu_vit.weights.table import Format, modules
+from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, REPRESENTATION, Format, modules
 
 TABLE = modules(
     ("embedding.class_token", "cls_token"),
@@ -21,5 +21,6 @@ TABLE = modules(
 TIMM = Format(
     "timm",
     TABLE,
+    optional=(CLASS_TOKEN, REPRESENTATION, CLASSIFY),
     remarks={"fc_norm.weight": "fc_norm, which timm has after the mean of the patches, is read as head.norm"},
 )

@@ -15,10 +15,12 @@ from ipu_vit.errors import UserError
 from ipu_vit.models.vit import VisionTransformer
 from ipu_vit.weights.formats import NAMED, open_weights
 from ipu_vit.weights.google import GOOGLE
+from ipu_vit.weights.huggingface import HUGGING_FACE
 from ipu_vit.weights.load import load_weights
 from ipu_vit.weights.pickled import write_pickled
 from ipu_vit.weights.safetensors_file import write_safetensors
 from ipu_vit.weights.table import SHAPES, Format, to_format
+from ipu_vit.weights.torchvision import TORCHVISION
 
 FORMATS = [format for format, _ in NAMED]
 Make = Callable[..., VisionTransformer]
@@ -88,6 +90,29 @@ def test_a_model_of_other_sizes_is_named(vit: Make, tmp_path: Path, format: Form
 def test_another_number_of_classes_leaves_the_head(vit: Make, tmp_path: Path, format: Format) -> None:
     path = write(format, to_format(format, vit(classes=9).state_dict()), tmp_path)
     assert load_weights(vit(), path).replaced == {"head.classify": "9 classes in the file, 5 in the model"}
+
+
+@each_format
+def test_a_model_without_a_class_token(vit: Make, tmp_path: Path, format: Format) -> None:
+    state = dict(vit().state_dict())
+    del state["embedding.class_token"]
+    state["embedding.position"] = state["embedding.position"][:, 1:]
+    if format in (HUGGING_FACE, TORCHVISION):
+        with pytest.raises(UserError, match="needs embedding.class_token, which the weights lack"):
+            to_format(format, state)
+    else:
+        file = open_weights(write(format, to_format(format, state), tmp_path))
+        assert set(file.shapes) == set(state)
+        assert all(torch.equal(file.read(name), tensor) for name, tensor in state.items())
+
+
+@each_format
+def test_a_class_token_that_has_a_position_is_missed(vit: Make, tmp_path: Path, format: Format) -> None:
+    tensors = to_format(format, vit().state_dict())
+    lost = next(name for name in tensors if name.endswith(("cls_token", "class_token")))
+    del tensors[lost]
+    with pytest.raises(UserError, match=f"it lacks {lost}$"):
+        load_weights(vit(), write(format, tensors, tmp_path))
 
 
 @each_format

@@ -60,6 +60,41 @@ def test_positions_are_resized_and_reported(vit: Make, save: Any) -> None:
     assert report.summary().endswith("positions resized from 3×3 to 5×5")
 
 
+def test_positions_are_resized_as_asked_for(vit: Make, save: Any) -> None:
+    source, model = vit(), vit(image_size=20)
+    load_weights(model, save(source), resize="bicubic")
+    assert torch.equal(model.embedding.position, resize_positions(source.embedding.position, (5, 5), "bicubic"))
+
+
+def without_class_token(model: VisionTransformer) -> VisionTransformer:
+    model.embedding.class_token = None
+    model.embedding.position = torch.nn.Parameter(model.embedding.position[:, 1:].detach())
+    return model
+
+
+@pytest.mark.parametrize("image_size", [12, 20])
+def test_a_class_token_that_the_file_lacks_starts_anew(vit: Make, save: Any, image_size: int) -> None:
+    source, model = without_class_token(vit()), vit(image_size=image_size)
+    before = state_of(model)
+    report = load_weights(model, save(source))
+    assert report.replaced == {"embedding.class_token": "the file has none"}
+    grid = (image_size // 4, image_size // 4)
+    patches = resize_positions(source.embedding.position, grid, class_token=False)
+    assert torch.equal(model.embedding.class_token, before["embedding.class_token"])
+    assert torch.equal(model.embedding.position, torch.cat([before["embedding.position"][:, :1], patches], dim=1))
+    assert bool(report.resized) == (image_size == 20)
+
+
+@pytest.mark.parametrize("image_size", [12, 20])
+def test_a_class_token_that_the_model_lacks_is_dropped(vit: Make, save: Any, image_size: int) -> None:
+    source, model = vit(), without_class_token(vit(image_size=image_size))
+    report = load_weights(model, save(source))
+    assert report.dropped == {"embedding.class_token": "the model has none"}
+    assert not report.unused
+    grid = (image_size // 4, image_size // 4)
+    assert torch.equal(model.embedding.position, resize_positions(source.embedding.position, grid)[:, 1:])
+
+
 def test_another_number_of_classes_leaves_the_head(vit: Make, save: Any) -> None:
     source, model = vit(classes=9), vit()
     model.initialise()
