@@ -6,7 +6,6 @@ other ones, which a state dict saved by hand shows.
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any, Dict, Mapping
 
@@ -16,7 +15,8 @@ from torch import Tensor
 from ipu_vit.errors import UserError
 from ipu_vit.weights.notes import Notes, checked_notes, read_json, write_json
 from ipu_vit.weights.safetensors_file import write_safetensors
-from ipu_vit.weights.table import CLASSIFY, POSITION, REPRESENTATION, Format, modules, to_format
+from ipu_vit.weights.shapes import model_sizes, shapes_of
+from ipu_vit.weights.table import CLASSIFY, REPRESENTATION, Format, modules, to_format
 
 OLD = "vit.encoder.layer.{i}."
 NEW = "vit.layers.{i}."
@@ -84,18 +84,18 @@ def write_huggingface(
 
 
 def _config(state: Mapping[str, Tensor], heads: int, epsilon: float, dtype: torch.dtype) -> Dict[str, Any]:
-    width, _, patch_size, _ = state["embedding.patch.weight"].shape
-    classes = len(state[f"{CLASSIFY}.bias"]) if f"{CLASSIFY}.bias" in state else None
+    sizes = model_sizes(shapes_of(state))
+    classes = sizes.get("classes")
     config: Dict[str, Any] = {
         "architectures": ["ViTModel" if classes is None else "ViTForImageClassification"],
         "model_type": "vit",
-        "image_size": patch_size * math.isqrt(state[POSITION].shape[1] - 1),
-        "patch_size": patch_size,
+        "image_size": sizes["image_size"],
+        "patch_size": sizes["patch_size"],
         "num_channels": 3,
-        "hidden_size": width,
-        "num_hidden_layers": len({name.split(".")[1] for name in state if name.startswith("layers.")}),
+        "hidden_size": sizes["width"],
+        "num_hidden_layers": sizes["depth"],
         "num_attention_heads": heads,
-        "intermediate_size": len(state["layers.0.mlp.expand.bias"]),
+        "intermediate_size": sizes["mlp_width"],
         "hidden_act": "gelu",
         "layer_norm_eps": epsilon,
         "hidden_dropout_prob": 0.0,
@@ -103,8 +103,8 @@ def _config(state: Mapping[str, Tensor], heads: int, epsilon: float, dtype: torc
         "qkv_bias": True,
         "torch_dtype": str(dtype).replace("torch.", ""),
     }
-    if f"{REPRESENTATION}.bias" in state:
-        config["pooler_output_size"] = len(state[f"{REPRESENTATION}.bias"])
+    if "representation" in sizes:
+        config["pooler_output_size"] = sizes["representation"]
         config["pooler_act"] = "tanh"
     if classes is not None:  # transformers counts them by their names
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(classes)}

@@ -17,8 +17,8 @@ from ipu_vit.errors import UserError
 from ipu_vit.models.vit import Attention, VisionTransformer
 from ipu_vit.weights.formats import WeightFile, open_weights
 from ipu_vit.weights.positions import Grid, grid_side, layout_of, resize_positions
-from ipu_vit.weights.shapes import Shape, listed
-from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, POSITION, REPRESENTATION
+from ipu_vit.weights.shapes import Shape, listed, model_sizes
+from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, POSITION, REPRESENTATION, within
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def load_weights(model: VisionTransformer, path: str, resize: str = "bilinear") 
         replaced[CLASS_TOKEN] = "the file has none"
     if had and not has:
         dropped[CLASS_TOKEN] = "the model has none"
-    kept = [name for name in shapes if not _within(name, replaced)]
+    kept = [name for name in shapes if not within(name, replaced)]
     _check(file, shapes, kept, _heads(model), path)
     resized = _plan_positions(file.shapes, shapes, path)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def load_weights(model: VisionTransformer, path: str, resize: str = "bilinear") 
             if name == POSITION and had and not has:
                 tensor = tensor[:, 1:]
             parameters[name].copy_(tensor)
-    strangers = [name for name in file.shapes if name not in shapes and not _within(name, dropped)]
+    strangers = [name for name in file.shapes if name not in shapes and not within(name, dropped)]
     unused = (*file.unused, *strangers)
     remarks = (*file.remarks, *_compare_epsilon(file, model))
     return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, unused, remarks)
@@ -157,19 +157,9 @@ def _fixed(name: str, shape: Shape) -> Shape:
 
 
 def _settings(shapes: Mapping[str, Shape], heads: Optional[int]) -> Dict[str, int]:
-    """The settings that give a model such shapes, as far as they can be told."""
-    axes = {
-        "model.width": (POSITION, 2),
-        "model.patch_size": ("embedding.patch.weight", 3),
-        "model.mlp_width": ("layers.0.mlp.expand.weight", 0),
-        "model.representation": (f"{REPRESENTATION}.weight", 0),
-    }
-    settings = {key: shapes[name][axis] for key, (name, axis) in axes.items() if axis < len(shapes.get(name, ()))}
-    settings["model.depth"] = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
+    """The settings that give a model such shapes, without those that need not fit."""
+    sizes = model_sizes(shapes)
+    settings = {f"model.{key}": size for key, size in sizes.items() if key not in ("image_size", "classes")}
     if heads is not None:
         settings["model.heads"] = heads
     return settings
-
-
-def _within(name: str, parts: Mapping[str, str]) -> bool:
-    return any(name == part or name.startswith(part + ".") for part in parts)

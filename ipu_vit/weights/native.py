@@ -44,5 +44,5 @@ class NativeFile:
 
 def write_native(state: Mapping[str, Tensor], path: str, dtype: torch.dtype = torch.float32) -> None:
     """Write weights as a checkpoint has them; no run can be continued from it."""
-    copies = {_PREFIX + name: tensor.detach().cpu().to(dtype).clone() for name, tensor in state.items()}
-    write_safetensors({name: tensor.contiguous() for name, tensor in copies.items()}, path)
+    tensors = {_PREFIX + name: tensor.detach().cpu().to(dtype) for name, tensor in state.items()}
+    write_safetensors({name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, path)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ipu_vit.errors import UserError
 from ipu_vit.weights.container import Container, check_floating
 from ipu_vit.weights.positions import grid_side
-from ipu_vit.weights.shapes import Shape, listed
+from ipu_vit.weights.shapes import Shape, listed, model_sizes, shapes_of
 
 CLASS_TOKEN = "embedding.class_token"
 POSITION = "embedding.position"
@@ -125,7 +125,7 @@ class Format:
     def match(self, names: Iterable[str]) -> float:
         """The share of the table, with one layer, that is among the names."""
         found = {self.plain(name) for name in names}
-        rows = [row.numbered(0) for row in self.table if not _within(row.ours, self.optional)]
+        rows = [row.numbered(0) for row in self.table if not within(row.ours, self.optional)]
         return sum(any(found.issuperset(self._plain(parts)) for parts in row.spellings()) for row in rows) / len(rows)
 
     def depth(self, names: Iterable[str]) -> int:
@@ -140,7 +140,7 @@ class Format:
         return [
             row.numbered(i)
             for row in self.table
-            if not _within(row.ours, without)
+            if not within(row.ours, without)
             for i in range(depth if "{i}" in row.ours else 1)
         ]
 
@@ -217,8 +217,8 @@ def to_format(
     width = state[POSITION].shape[-1]
     if heads is not None and (heads < 1 or width % heads):
         raise UserError(f"model.heads={heads} does not divide the width of the weights, {width}")
-    depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
-    without = [part for part in format.optional if not any(_within(name, [part]) for name in state)]
+    depth = model_sizes(shapes_of(state))["depth"]
+    without = [part for part in format.optional if not any(within(name, [part]) for name in state)]
     rows = format.rows(depth, without)
     homeless = sorted(set(state) - {row.ours for row in rows if row.written})
     if homeless:
@@ -232,6 +232,11 @@ def to_format(
         for name, part in zip(names, state[row.ours].detach().cpu().to(dtype).chunk(len(names))):
             tensors[name] = row.layout.write(part, heads or 1).clone(memory_format=torch.contiguous_format)
     return tensors
+
+
+def within(name: str, parts: Iterable[str]) -> bool:
+    """Whether a parameter is one of the parts of a model, or in one."""
+    return any(name == part or name.startswith(part + ".") for part in parts)
 
 
 class Sizes:
@@ -272,7 +277,7 @@ def _spelling(row: Row, format: Format, names: Mapping[str, str]) -> List[str]:
 
 
 def _mentions(format: Format, part: str, names: Mapping[str, str]) -> bool:
-    rows = (row for row in format.table if _within(row.ours, [part]))
+    rows = (row for row in format.table if within(row.ours, [part]))
     return any(format.plain(name) in names for row in rows for spelling in row.spellings() for name in spelling)
 
 
@@ -285,10 +290,6 @@ def _tokens(format: Format, file: Container, names: Mapping[str, str]) -> int:
 
 def _join(row: Row, arrays: List[Tensor]) -> Tensor:
     return torch.cat([row.layout.read(array) for array in arrays]).contiguous()
-
-
-def _within(name: str, parts: Iterable[str]) -> bool:
-    return any(name == part or name.startswith(part + ".") for part in parts)
 
 
 def _shown(shape: Tuple[Union[int, str], ...]) -> str:
