@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
+from torch import nn
 
 from ipu_vit.errors import UserError
-from ipu_vit.models.vit import Attention, VisionTransformer
+from ipu_vit.models.vit import Attention
 from ipu_vit.weights.formats import WeightFile, open_weights
 from ipu_vit.weights.positions import Grid, grid_side, layout_of, resize_positions
 from ipu_vit.weights.shapes import Shape, listed, model_sizes
@@ -48,7 +49,7 @@ class LoadReport:
         return "\n".join([copied] + (["weights: " + "; ".join(rest)] if rest else []))
 
 
-def load_weights(model: VisionTransformer, path: str, resize: str = "bilinear") -> LoadReport:
+def load_weights(model: nn.Module, path: str, resize: str = "bilinear") -> LoadReport:
     """Copy the weights of the file at `path` into `model`, whatever the model's number type.
 
     Positions on another grid are resized, `bilinear` or `bicubic`.
@@ -81,14 +82,14 @@ def load_weights(model: VisionTransformer, path: str, resize: str = "bilinear") 
     return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, unused, remarks)
 
 
-def _heads(model: VisionTransformer) -> int:
-    return next(module.heads for module in model.modules() if isinstance(module, Attention))
+def _heads(model: nn.Module) -> Optional[int]:
+    return next((module.heads for module in model.modules() if isinstance(module, Attention)), None)
 
 
-def _compare_epsilon(file: WeightFile, model: VisionTransformer) -> List[str]:
+def _compare_epsilon(file: WeightFile, model: nn.Module) -> List[str]:
     """A remark if layer norms were trained with another epsilon; it is no fault, for it hardly shows."""
-    ours = model.head.norm.eps
-    if file.epsilon in (None, ours):
+    ours = next((module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)), None)
+    if file.epsilon is None or ours is None or file.epsilon == ours:
         return []
     return [f"layer norms have epsilon {file.epsilon:g} in the file, {ours:g} in the model"]
 
@@ -116,7 +117,7 @@ def _plan_head(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Tuple
 def _plan_positions(found: Mapping[str, Shape], wanted: Mapping[str, Shape], path: str) -> Optional[Tuple[Grid, Grid]]:
     """The grids to resize from and to, if they differ."""
     had, has = CLASS_TOKEN in found, CLASS_TOKEN in wanted
-    if had == has and found[POSITION] == wanted[POSITION]:
+    if POSITION not in wanted or (had == has and found[POSITION] == wanted[POSITION]):
         return None
     old, new = grid_side(found[POSITION][1], had), grid_side(wanted[POSITION][1], has)
     if old is None or new is None:
@@ -127,7 +128,7 @@ def _plan_positions(found: Mapping[str, Shape], wanted: Mapping[str, Shape], pat
     return None if old == new else ((old, old), (new, new))
 
 
-def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], heads: int, path: str) -> None:
+def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], heads: Optional[int], path: str) -> None:
     """Refuse a file that does not fit, with the settings that would make it fit."""
     faults: List[str] = []
     for name in kept:
@@ -142,7 +143,7 @@ def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], h
         if name.startswith("layers.") and name not in wanted
     ]
     # The number of heads changes what is computed but no shape of ours.
-    if file.heads not in (None, heads):
+    if heads is not None and file.heads not in (None, heads):
         faults.append(f"attention has {file.heads} heads in the file but {heads} in the model")
     if faults:
         theirs, ours = _settings(file.shapes, file.heads), _settings(wanted, heads)

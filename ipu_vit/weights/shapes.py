@@ -27,7 +27,7 @@ def model_sizes(shapes: Mapping[str, Shape]) -> Dict[str, int]:
     }
     sizes = {key: shapes[name][axis] for key, (name, axis) in axes.items() if axis < len(shapes.get(name, ()))}
     sizes["depth"] = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
-    if {"width", "patch_size"} <= set(sizes):
+    if "width" in sizes and "patch_size" in sizes:
         patches = shapes["embedding.position"][1] - ("embedding.class_token" in shapes)
         sizes["image_size"] = sizes["patch_size"] * math.isqrt(max(patches, 0))
     return sizes

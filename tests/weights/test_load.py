@@ -185,6 +185,21 @@ def test_another_number_of_heads_is_refused(vit: Make, tmp_path: Path) -> None:
         load_weights(vit(), path)
 
 
+def test_a_model_without_positions_and_attention(tmp_path: Path) -> None:
+    def make() -> Any:
+        model: Any = torch.nn.Module()
+        model.embedding, model.head = torch.nn.Module(), torch.nn.Module()
+        model.embedding.patch, model.head.classify = torch.nn.Conv2d(3, 4, 2), torch.nn.Linear(4, 5)
+        return model
+
+    source, model = make(), make()
+    path = str(tmp_path / "weights.safetensors")
+    save_file({f"model.{name}": tensor for name, tensor in state_of(source).items()}, path)
+    report = load_weights(model, path)
+    assert all(torch.equal(tensor, state_of(model)[name]) for name, tensor in state_of(source).items())
+    assert not (report.resized or report.replaced or report.dropped)
+
+
 def test_strange_tensors_of_a_checkpoint_are_reported(vit: Make, tmp_path: Path) -> None:
     path = str(tmp_path / "weights.safetensors")
     tensors = {f"model.{name}": tensor for name, tensor in state_of(vit()).items()}
