@@ -8,45 +8,18 @@ reported: the grid of positions, the number of classes, the `pre_logits` layer.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Protocol, Sequence, Tuple, Type
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from ipu_vit.errors import UserError
-from ipu_vit.models.image_model import ImageModel
 from ipu_vit.models.vit import Attention
-from ipu_vit.weights.google import GoogleFile
-from ipu_vit.weights.native import NativeFile
-from ipu_vit.weights.positions import Grid, grid_side, resize_positions
-from ipu_vit.weights.shapes import Shape, listed
-
-_POSITION = "embedding.position"
-_REPRESENTATION = "head.representation"
-_CLASSIFY = "head.classify"
-
-
-class WeightFile(Protocol):
-    """What an adapter makes of a file; opening reads names and shapes only."""
-
-    format: str
-    heads: Optional[int]
-    shapes: Dict[str, Shape]  # under our names
-    unused: Tuple[str, ...]  # entries that have no counterpart in the model's code
-
-    def __init__(self, path: str) -> None: ...
-
-    @staticmethod
-    def recognises(path: str) -> bool:
-        """Whether the file's content is of this format."""
-
-    def read(self, name: str) -> Tensor:
-        """One parameter, in float32."""
-
-
-ADAPTERS: Tuple[Type[WeightFile], ...] = (GoogleFile, NativeFile)
+from ipu_vit.weights.formats import WeightFile, open_weights
+from ipu_vit.weights.positions import Grid, grid_side, layout_of, resize_positions
+from ipu_vit.weights.shapes import Shape, listed, model_sizes
+from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, POSITION, REPRESENTATION, within
 
 
 @dataclass(frozen=True)
@@ -60,6 +33,7 @@ class LoadReport:
     replaced: Mapping[str, str] = field(default_factory=dict)  # parts left at their initial values, and why
     dropped: Mapping[str, str] = field(default_factory=dict)  # parts of the file not copied, and why
     unused: Tuple[str, ...] = ()  # entries of the file that mean nothing to us
+    remarks: Tuple[str, ...] = ()  # what else differs between the file and the model
 
     def summary(self) -> str:
         """One line on what was copied and, if there is any, one on what was not."""
@@ -69,79 +43,92 @@ class LoadReport:
             copied += f", positions resized from {old} to {new}"
         rest = [f"{name} starts anew ({why})" for name, why in self.replaced.items()]
         rest += [f"{name} dropped ({why})" for name, why in self.dropped.items()]
+        rest += self.remarks
         if self.unused:
             rest.append(f"not used: {listed(self.unused)}")
         return "\n".join([copied] + (["weights: " + "; ".join(rest)] if rest else []))
 
 
-def load_weights(model: ImageModel, path: str) -> LoadReport:
-    """Copy the weights of the file at `path` into `model`, whatever the model's number type."""
-    file = _open(path)
+def load_weights(model: nn.Module, path: str, resize: str = "bilinear") -> LoadReport:
+    """Copy the weights of the file at `path` into `model`, whatever the model's number type.
+
+    Positions on another grid are resized, `bilinear` or `bicubic`.
+    """
+    file = open_weights(path)
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     replaced, dropped = _plan_head(file.shapes, shapes)
-    kept = [name for name in shapes if not _within(name, replaced)]
+    had, has = CLASS_TOKEN in file.shapes, CLASS_TOKEN in shapes
+    if has and not had:
+        replaced[CLASS_TOKEN] = "the file has none"
+    if had and not has:
+        dropped[CLASS_TOKEN] = "the model has none"
+    kept = [name for name in shapes if not within(name, replaced)]
     _check(file, shapes, kept, _heads(model), path)
-    resized = _plan_positions(file.shapes[_POSITION], shapes[_POSITION], path)
+    resized = _plan_positions(file.shapes, shapes, path)
     with torch.no_grad():
         for name in kept:
             tensor = file.read(name)
-            if name == _POSITION and resized:
-                tensor = resize_positions(tensor, resized[1])
+            if name == POSITION and resized:
+                tensor = resize_positions(tensor, resized[1], resize, class_token=had)
+            if name == POSITION and has and not had:
+                tensor = torch.cat([parameters[name][:, :1].to(tensor), tensor], dim=1)
+            if name == POSITION and had and not has:
+                tensor = tensor[:, 1:]
             parameters[name].copy_(tensor)
-    strangers = [name for name in file.shapes if name not in shapes and not _within(name, dropped)]
-    return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, file.unused + tuple(strangers))
+    strangers = [name for name in file.shapes if name not in shapes and not within(name, dropped)]
+    unused = (*file.unused, *strangers)
+    remarks = (*file.remarks, *_compare_epsilon(file, model))
+    return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, unused, remarks)
 
 
-def _open(path: str) -> WeightFile:
-    if not os.path.isfile(path):
-        raise UserError(f"weights={path} {'is not a file' if os.path.exists(path) else 'does not exist'}")
-    try:
-        adapter = next((adapter for adapter in ADAPTERS if adapter.recognises(path)), None)
-    except OSError as error:
-        raise UserError(f"weights={path} cannot be read: {error.strerror}") from error
-    if adapter is None:
-        accepted = ", ".join(adapter.format for adapter in ADAPTERS)
-        raise UserError(f"weights={path} is of no known format; accepted: {accepted}")
-    return adapter(path)
+def _heads(model: nn.Module) -> Optional[int]:
+    return next((module.heads for module in model.modules() if isinstance(module, Attention)), None)
 
 
-def _heads(model: ImageModel) -> int:
-    return next(module.heads for module in model.modules() if isinstance(module, Attention))
+def _compare_epsilon(file: WeightFile, model: nn.Module) -> List[str]:
+    """A remark if layer norms were trained with another epsilon; it is no fault, for it hardly shows."""
+    ours = next((module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)), None)
+    if file.epsilon is None or ours is None or file.epsilon == ours:
+        return []
+    return [f"layer norms have epsilon {file.epsilon:g} in the file, {ours:g} in the model"]
 
 
 def _plan_head(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Tuple[Dict[str, str], Dict[str, str]]:
     """Which parts of the head start anew, and which parts of the file are dropped, with the reasons."""
     replaced: Dict[str, str] = {}
     dropped: Dict[str, str] = {}
-    in_file, in_model = (f"{_REPRESENTATION}.weight" in shapes for shapes in (found, wanted))
-    file_classes, model_classes = (math.prod(shapes.get(f"{_CLASSIFY}.bias", ())) for shapes in (found, wanted))
+    in_file, in_model = (f"{REPRESENTATION}.weight" in shapes for shapes in (found, wanted))
+    file_classes, model_classes = (math.prod(shapes.get(f"{CLASSIFY}.bias", ())) for shapes in (found, wanted))
     if in_file and not in_model:
-        dropped[_REPRESENTATION] = "the model has none"
+        dropped[REPRESENTATION] = "the model has none"
     if in_model and not in_file:
-        replaced[_REPRESENTATION] = "the file has none"
-    if file_classes != model_classes:
-        replaced[_CLASSIFY] = f"{file_classes} classes in the file, {model_classes} in the model"
+        replaced[REPRESENTATION] = "the file has none"
+    if f"{CLASSIFY}.bias" not in found:
+        replaced[CLASSIFY] = "the file has none"
+    elif file_classes != model_classes:
+        replaced[CLASSIFY] = f"{file_classes} classes in the file, {model_classes} in the model"
     elif in_file != in_model:
         # Its numbers were learnt on features that this model does not compute.
-        replaced[_CLASSIFY] = f"it follows {_REPRESENTATION} only in the {'file' if in_file else 'model'}"
+        replaced[CLASSIFY] = f"it follows {REPRESENTATION} only in the {'file' if in_file else 'model'}"
     return replaced, dropped
 
 
-def _plan_positions(found: Shape, wanted: Shape, path: str) -> Optional[Tuple[Grid, Grid]]:
+def _plan_positions(found: Mapping[str, Shape], wanted: Mapping[str, Shape], path: str) -> Optional[Tuple[Grid, Grid]]:
     """The grids to resize from and to, if they differ."""
-    if found == wanted:
+    had, has = CLASS_TOKEN in found, CLASS_TOKEN in wanted
+    if POSITION not in wanted or (had == has and found[POSITION] == wanted[POSITION]):
         return None
-    old, new = grid_side(found[1]), grid_side(wanted[1])
+    old, new = grid_side(found[POSITION][1], had), grid_side(wanted[POSITION][1], has)
     if old is None or new is None:
         raise UserError(
-            f"weights={path} has {found[1]} position embeddings, "
-            f"which are not a class token and a square grid and cannot be resized"
+            f"weights={path} has {found[POSITION][1]} position embeddings, "
+            f"which are not {layout_of(had)} and cannot be resized"
         )
-    return (old, old), (new, new)
+    return None if old == new else ((old, old), (new, new))
 
 
-def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], heads: int, path: str) -> None:
+def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], heads: Optional[int], path: str) -> None:
     """Refuse a file that does not fit, with the settings that would make it fit."""
     faults: List[str] = []
     for name in kept:
@@ -156,7 +143,7 @@ def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], h
         if name.startswith("layers.") and name not in wanted
     ]
     # The number of heads changes what is computed but no shape of ours.
-    if file.heads not in (None, heads):
+    if heads is not None and file.heads not in (None, heads):
         faults.append(f"attention has {file.heads} heads in the file but {heads} in the model")
     if faults:
         theirs, ours = _settings(file.shapes, file.heads), _settings(wanted, heads)
@@ -167,23 +154,13 @@ def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], h
 
 def _fixed(name: str, shape: Shape) -> Shape:
     """The shape without what resizing changes."""
-    return shape[:1] + shape[2:] if name == _POSITION and len(shape) == 3 else shape
+    return shape[:1] + shape[2:] if name == POSITION and len(shape) == 3 else shape
 
 
 def _settings(shapes: Mapping[str, Shape], heads: Optional[int]) -> Dict[str, int]:
-    """The settings that give a model such shapes, as far as they can be told."""
-    axes = {
-        "model.width": ("embedding.class_token", 2),
-        "model.patch_size": ("embedding.patch.weight", 3),
-        "model.mlp_width": ("layers.0.mlp.expand.weight", 0),
-        "model.representation": (f"{_REPRESENTATION}.weight", 0),
-    }
-    settings = {key: shapes[name][axis] for key, (name, axis) in axes.items() if axis < len(shapes.get(name, ()))}
-    settings["model.depth"] = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
+    """The settings that give a model such shapes, without those that need not fit."""
+    sizes = model_sizes(shapes)
+    settings = {f"model.{key}": size for key, size in sizes.items() if key not in ("image_size", "classes")}
     if heads is not None:
         settings["model.heads"] = heads
     return settings
-
-
-def _within(name: str, parts: Mapping[str, str]) -> bool:
-    return any(name.startswith(part + ".") for part in parts)

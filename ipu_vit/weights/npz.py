@@ -12,13 +12,16 @@ import math
 import os
 import zipfile
 from contextlib import contextmanager
-from typing import Dict, Iterator, NamedTuple
+from typing import Any, Dict, Iterator, Mapping
 
 import numpy
+import torch
 from numpy.lib import format as npy
+from torch import Tensor
 
 from ipu_vit.errors import UserError
-from ipu_vit.weights.shapes import Shape
+from ipu_vit.weights.atomic import replacing
+from ipu_vit.weights.container import Entry, check_floating
 
 # Trained float32 weights shrink by about a tenth; a file that unpacks to ten times its size holds no
 # weights. Below the floor nothing needs refusing.
@@ -26,19 +29,12 @@ _MOST_EXPANSION = 10
 _HARMLESS_BYTES = 1 << 20
 
 
-class Header(NamedTuple):
-    """What a member says of itself."""
-
-    shape: Shape
-    dtype: numpy.dtype
-
-
 class Npz:
     """An `.npz` file whose headers have been checked."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.headers: Dict[str, Header] = {}
+        self.entries: Dict[str, Entry] = {}
         with self._archive() as archive:
             members = archive.infolist()
             unpacked, packed = sum(member.file_size for member in members), os.path.getsize(path)
@@ -49,16 +45,20 @@ class Npz:
                 )
             for member in members:
                 if member.filename.endswith(".npy"):
-                    self.headers[member.filename[:-4]] = self._header(archive, member)
+                    self.entries[member.filename[:-4]] = self._header(archive, member)
             self.others = tuple(member.filename for member in members if not member.filename.endswith(".npy"))
 
-    def read(self, name: str) -> numpy.ndarray:
-        """The numbers of one member, as float32."""
-        header = self.headers[name]
-        if header.dtype.kind != "f":
-            raise UserError(f"weights={self.path} holds {name} as {header.dtype}; floating-point numbers are accepted")
+    @staticmethod
+    def recognises(start: bytes) -> bool:
+        """Whether a file starts as a zip archive whose first member is an array."""
+        name = start[30 : 30 + int.from_bytes(start[26:28], "little")]
+        return start.startswith(b"PK\x03\x04") and name.endswith(b".npy")
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in float32."""
+        check_floating(self.path, name, self.entries[name])
         with self._archive() as archive, archive.open(f"{name}.npy") as stream:
-            return npy.read_array(stream, allow_pickle=False).astype(numpy.float32)
+            return torch.from_numpy(npy.read_array(stream, allow_pickle=False).astype(numpy.float32))
 
     @contextmanager
     def _archive(self) -> Iterator[zipfile.ZipFile]:
@@ -72,7 +72,7 @@ class Npz:
             reason = str(error).split("\n", 1)[0] or type(error).__name__
             raise UserError(f"weights={self.path} cannot be read as .npz: {reason}") from error
 
-    def _header(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
+    def _header(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Entry:
         with archive.open(member) as stream:
             version = npy.read_magic(stream)
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -88,4 +88,11 @@ class Npz:
                 f"weights={self.path} holds {member.file_size:,} bytes for {member.filename} "
                 f"but its shape {shape} needs {declared:,}"
             )
-        return Header(shape, dtype)
+        return Entry(shape, str(dtype), dtype.kind == "f")
+
+
+def write_npz(tensors: Mapping[str, Tensor], path: str) -> None:
+    """Write contiguous tensors as a compressed `.npz` file."""
+    arrays: Dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    with replacing(path) as file:
+        numpy.savez_compressed(file, **arrays)

@@ -15,14 +15,24 @@ from torch.nn import functional
 Grid = Tuple[int, int]
 
 
-def grid_side(tokens: int) -> Optional[int]:
-    """Side of the square grid behind `tokens` positions, one of them the class token's, if there is one."""
-    side = math.isqrt(max(tokens - 1, 0))
-    return side if side and side * side == tokens - 1 else None
+def grid_side(tokens: int, class_token: bool = True) -> Optional[int]:
+    """Side of the square grid behind `tokens` positions, after the class token's, if they are one."""
+    patches = max(tokens - class_token, 0)
+    side = math.isqrt(patches)
+    return side if side and side * side == patches else None
 
 
-def resize_positions(positions: Tensor, grid: Grid, mode: str = "bilinear", antialias: bool = False) -> Tensor:
+def layout_of(class_token: bool) -> str:
+    """What positions have to be, in words."""
+    return "a class token and a square grid" if class_token else "a square grid"
+
+
+def resize_positions(
+    positions: Tensor, grid: Grid, mode: str = "bilinear", antialias: bool = False, class_token: bool = True
+) -> Tensor:
     """Position embeddings (1, 1 + g², C) on a grid of (height, width): (1, 1 + height·width, C).
+
+    Without a class token, there is no position for it either: (1, g², C) to (1, height·width, C).
 
     `bilinear` is the default because the published fine-tunes from 224 to 384 pixels were made with
     it: vit_jax zooms with `scipy.ndimage.zoom(order=1)`, which lets the corners of both grids
@@ -33,14 +43,14 @@ def resize_positions(positions: Tensor, grid: Grid, mode: str = "bilinear", anti
         raise ValueError(f"mode={mode!r} is not one of bilinear, bicubic")
     if mode == "bilinear" and antialias:
         raise ValueError("antialias=True needs mode='bicubic': grids whose corners coincide have no area to average")
-    side = grid_side(positions.shape[1])
+    side = grid_side(positions.shape[1], class_token)
     if side is None:
-        raise ValueError(f"{positions.shape[1]} positions are not a class token and a square grid")
+        raise ValueError(f"{positions.shape[1]} positions are not {layout_of(class_token)}")
     if (side, side) == tuple(grid):
         return positions
-    class_token, patches = positions[:, :1], positions[:, 1:]
+    first, patches = positions[:, : int(class_token)], positions[:, int(class_token) :]
     # In float32, because float16 cannot be resized on every CPU build of PyTorch.
     image = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     corners = True if mode == "bilinear" else None
     resized = functional.interpolate(image, size=tuple(grid), mode=mode, align_corners=corners, antialias=antialias)
-    return cat([class_token, resized.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+    return cat([first, resized.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)

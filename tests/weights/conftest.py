@@ -102,6 +102,32 @@ class HuggingFaceViT(nn.Module):
         return arrays
 
 
+@pytest.fixture
+def same_logits() -> Callable[[nn.Module, nn.Module], None]:
+    """Holds two models to the same logits, by images that both tell apart."""
+
+    @torch.no_grad()
+    def check(ours: nn.Module, theirs: nn.Module, image_size: int = 12) -> None:
+        images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(3))
+        expected = theirs.eval()(images)
+        expected = getattr(expected, "logits", expected)
+        assert (expected[0] - expected[1]).abs().max() > 0.1, "logits that ignore the image would prove nothing"
+        assert (ours.eval()(images) - expected).abs().max() <= 1e-4
+
+    return check
+
+
+@pytest.fixture
+def randomise() -> Callable[[nn.Module], None]:
+    """Gives a module random weights, large enough that images differ in their logits."""
+
+    def randomise(module: nn.Module) -> None:
+        torch.manual_seed(5)
+        _randomise(module, 0.4)
+
+    return randomise
+
+
 @torch.no_grad()
 def _randomise(module: nn.Module, std: float) -> None:
     for parameter in module.parameters():

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from ipu_vit.errors import UserError
 from ipu_vit.models.vit import VisionTransformer
-from ipu_vit.weights.google import GoogleFile, read_google, write_google
+from ipu_vit.weights.formats import open_weights
+from ipu_vit.weights.google import read_google, write_google
 
 SIZES: Dict[str, Dict[str, Any]] = {
     "tiny": dict(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_width=16, classes=3),
@@ -87,12 +88,12 @@ def test_round_trip_is_exact(tmp_path_factory: Any, heads: int, head_size: int, 
     write_google(state, path, heads, torch.float16 if half else torch.float32)
     found = read_google(path)
     assert found.keys() == state.keys()
-    assert GoogleFile(path).heads == heads
+    assert open_weights(path).heads == heads
     for name, tensor in found.items():
         assert tensor.dtype == torch.float32
         assert tensor.is_contiguous()
         assert torch.equal(tensor, state[name].float()), name
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == GoogleFile(path).shapes
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == open_weights(path).shapes
 
 
 def test_float16_files_are_accepted(huggingface: Callable[..., Any]) -> None:
@@ -119,7 +120,7 @@ def test_extra_entries_are_reported(written: str) -> None:
     numpy.savez(written, **arrays)
     with zipfile.ZipFile(written, "a") as file:
         file.writestr("LICENSE", "text")
-    assert GoogleFile(written).unused == ("Transformer/encoderblock_0/LayerNorm_9/scale", "step", "LICENSE")
+    assert open_weights(written).unused == ("Transformer/encoderblock_0/LayerNorm_9/scale", "step", "LICENSE")
 
 
 def test_missing_entries_are_named(written: str) -> None:
@@ -128,7 +129,7 @@ def test_missing_entries_are_named(written: str) -> None:
         del arrays[name]
     numpy.savez(written, **arrays)
     with pytest.raises(UserError, match=r"weights=.*lacks cls, embedding/bias, .*LayerNorm_0/scale and 1 more$"):
-        GoogleFile(written)
+        open_weights(written)
 
 
 def test_wrong_shapes_are_named(written: str) -> None:

@@ -60,6 +60,41 @@ def test_positions_are_resized_and_reported(vit: Make, save: Any) -> None:
     assert report.summary().endswith("positions resized from 3×3 to 5×5")
 
 
+def test_positions_are_resized_as_asked_for(vit: Make, save: Any) -> None:
+    source, model = vit(), vit(image_size=20)
+    load_weights(model, save(source), resize="bicubic")
+    assert torch.equal(model.embedding.position, resize_positions(source.embedding.position, (5, 5), "bicubic"))
+
+
+def without_class_token(model: VisionTransformer) -> VisionTransformer:
+    model.embedding.class_token = None
+    model.embedding.position = torch.nn.Parameter(model.embedding.position[:, 1:].detach())
+    return model
+
+
+@pytest.mark.parametrize("image_size", [12, 20])
+def test_a_class_token_that_the_file_lacks_starts_anew(vit: Make, save: Any, image_size: int) -> None:
+    source, model = without_class_token(vit()), vit(image_size=image_size)
+    before = state_of(model)
+    report = load_weights(model, save(source))
+    assert report.replaced == {"embedding.class_token": "the file has none"}
+    grid = (image_size // 4, image_size // 4)
+    patches = resize_positions(source.embedding.position, grid, class_token=False)
+    assert torch.equal(model.embedding.class_token, before["embedding.class_token"])
+    assert torch.equal(model.embedding.position, torch.cat([before["embedding.position"][:, :1], patches], dim=1))
+    assert bool(report.resized) == (image_size == 20)
+
+
+@pytest.mark.parametrize("image_size", [12, 20])
+def test_a_class_token_that_the_model_lacks_is_dropped(vit: Make, save: Any, image_size: int) -> None:
+    source, model = vit(), without_class_token(vit(image_size=image_size))
+    report = load_weights(model, save(source))
+    assert report.dropped == {"embedding.class_token": "the model has none"}
+    assert not report.unused
+    grid = (image_size // 4, image_size // 4)
+    assert torch.equal(model.embedding.position, resize_positions(source.embedding.position, grid)[:, 1:])
+
+
 def test_another_number_of_classes_leaves_the_head(vit: Make, save: Any) -> None:
     source, model = vit(classes=9), vit()
     model.initialise()
@@ -150,6 +185,21 @@ def test_another_number_of_heads_is_refused(vit: Make, tmp_path: Path) -> None:
         load_weights(vit(), path)
 
 
+def test_a_model_without_positions_and_attention(tmp_path: Path) -> None:
+    def make() -> Any:
+        model: Any = torch.nn.Module()
+        model.embedding, model.head = torch.nn.Module(), torch.nn.Module()
+        model.embedding.patch, model.head.classify = torch.nn.Conv2d(3, 4, 2), torch.nn.Linear(4, 5)
+        return model
+
+    source, model = make(), make()
+    path = str(tmp_path / "weights.safetensors")
+    save_file({f"model.{name}": tensor for name, tensor in state_of(source).items()}, path)
+    report = load_weights(model, path)
+    assert all(torch.equal(tensor, state_of(model)[name]) for name, tensor in state_of(source).items())
+    assert not (report.resized or report.replaced or report.dropped)
+
+
 def test_strange_tensors_of_a_checkpoint_are_reported(vit: Make, tmp_path: Path) -> None:
     path = str(tmp_path / "weights.safetensors")
     tensors = {f"model.{name}": tensor for name, tensor in state_of(vit()).items()}
@@ -195,10 +245,17 @@ def test_a_truncated_file_is_refused(vit: Make, save: Any) -> None:
 def test_what_is_no_file_of_weights_is_refused(vit: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights=.*absent.npz does not exist"):
         load_weights(vit(), str(tmp_path / "absent.npz"))
-    with pytest.raises(UserError, match=r"weights=.* is not a file"):
+    with pytest.raises(UserError, match=r"weights=.* is not a file, and a directory without weights"):
         load_weights(vit(), str(tmp_path))
     text = tmp_path / "notes.npz"
-    for content in (b"", b"PK", b"these are no weights", b"\x80\x02pickle"):
+    for content, guess in (
+        (b"", ": it is empty"),
+        (b"PK", ""),
+        (b"these are no weights", ""),
+        (b"\x80\x02pickle", ": it is a pickle, which could run code"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", ": it is a web page, .*"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", ": it is a pointer of Git LFS, .*"),
+    ):
         text.write_bytes(content)
-        with pytest.raises(UserError, match=r"is of no known format; accepted: Google .npz, checkpoint"):
+        with pytest.raises(UserError, match=rf"is of no known format{guess}; accepted: Google .npz, checkpoint, "):
             load_weights(vit(), str(text))

@@ -7,7 +7,7 @@ from typing import Any, Tuple
 import numpy
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,6 +18,7 @@ def positions(side: int, width: int = 3, seed: int = 0) -> Tensor:
     return torch.randn(1, 1 + side * side, width, generator=torch.Generator().manual_seed(seed))
 
 
+@settings(deadline=None)  # the first example imports scipy
 @given(side=st.integers(2, 9), height=st.integers(2, 12), width=st.integers(2, 12))
 def test_bilinear_is_scipy_s_zoom(side: int, height: int, width: int) -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
@@ -65,6 +66,13 @@ def test_bicubic_is_timm_s(antialias: bool, side: int) -> None:
     assert torch.equal(resize_positions(learnt, (side, side), mode="bicubic", antialias=antialias), expected)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_without_a_class_token_the_grid_is_resized_alike(mode: str) -> None:
+    learnt = positions(3)
+    found = resize_positions(learnt[:, 1:], (4, 5), mode, class_token=False)
+    assert torch.equal(found, resize_positions(learnt, (4, 5), mode)[:, 1:])
+
+
 def test_the_same_grid_changes_nothing() -> None:
     learnt = positions(4)
     assert resize_positions(learnt, (4, 4)) is learnt
@@ -87,6 +95,7 @@ def test_float16_stays_float16() -> None:
     ("tokens", "options", "message"),
     [
         (9, {}, "9 positions are not a class token and a square grid"),
+        (10, {"class_token": False}, "10 positions are not a square grid"),
         (10, {"mode": "nearest"}, "mode='nearest' is not one of bilinear, bicubic"),
         (10, {"antialias": True}, "antialias=True needs mode='bicubic'"),
     ],
@@ -98,3 +107,4 @@ def test_what_cannot_be_resized_is_refused(tokens: int, options: Any, message: s
 
 def test_grid_side() -> None:
     assert [grid_side(tokens) for tokens in (0, 1, 2, 4, 5, 197, 577)] == [None, None, 1, None, 2, 14, 24]
+    assert [grid_side(tokens, class_token=False) for tokens in (0, 1, 2, 4, 197)] == [None, 1, None, 2, None]

@@ -1,0 +1,143 @@
+"""All formats alike: round trips, what is told of files that do not fit, what a file is recognised by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ipu_vit.errors import UserError
+from ipu_vit.models.vit import VisionTransformer
+from ipu_vit.weights.formats import NAMED, open_weights
+from ipu_vit.weights.google import GOOGLE
+from ipu_vit.weights.huggingface import HUGGING_FACE
+from ipu_vit.weights.load import load_weights
+from ipu_vit.weights.pickled import write_pickled
+from ipu_vit.weights.safetensors_file import write_safetensors
+from ipu_vit.weights.table import SHAPES, Format, to_format
+from ipu_vit.weights.torchvision import TORCHVISION
+
+FORMATS = [format for format, _ in NAMED]
+Make = Callable[..., VisionTransformer]
+each_format = pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])
+
+
+def write(format: Format, tensors: Dict[str, Tensor], folder: Path) -> str:
+    """Write in one of the two kinds of file, which hold tensors of any format."""
+    path = str(folder / "weights")
+    (write_safetensors if len(format.name) % 2 else write_pickled)(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("format", [*FORMATS, GOOGLE], ids=lambda format: format.name)
+def test_a_table_has_every_parameter_once(format: Format) -> None:
+    assert sorted(row.ours for row in format.table) == sorted(SHAPES)
+    names = [name for row in format.table for spelling in row.spellings() for name in spelling]
+    assert len(names) == len(set(names))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    format=st.sampled_from(FORMATS),
+    heads=st.integers(1, 3),
+    head_size=st.integers(1, 3),
+    depth=st.integers(1, 12),
+    mlp_width=st.integers(1, 9),
+    classes=st.integers(1, 6),
+    patch_size=st.integers(1, 3),
+    grid=st.integers(1, 3),
+    representation=st.one_of(st.none(), st.integers(1, 6)),
+)
+def test_round_trip_is_exact(
+    tmp_path_factory: Any, format: Format, heads: int, head_size: int, grid: int, **sizes: Any
+) -> None:
+    if not all(row.written for row in format.table):
+        sizes["representation"] = None
+    model = VisionTransformer(heads=heads, width=heads * head_size, image_size=sizes["patch_size"] * grid, **sizes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    state = model.state_dict()
+    path = write(format, to_format(format, state), tmp_path_factory.mktemp("round"))
+    file = open_weights(path)
+    assert file.format == format.title
+    assert not file.unused
+    assert file.shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert all(torch.equal(file.read(name), tensor) for name, tensor in state.items())
+
+
+@each_format
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        (dict(width=24), "model.width=24 would fit"),
+        (dict(depth=3), "model.depth=3 would fit"),
+        (dict(patch_size=2), "model.patch_size=2 would fit"),
+        (dict(mlp_width=21), "model.mlp_width=21 would fit"),
+    ],
+)
+def test_a_model_of_other_sizes_is_named(vit: Make, tmp_path: Path, format: Format, changes: Any, hint: str) -> None:
+    path = write(format, to_format(format, vit(**changes).state_dict()), tmp_path)
+    with pytest.raises(UserError, match=rf"^weights=.* does not fit the model: .*; {hint}$"):
+        load_weights(vit(), path)
+
+
+@each_format
+def test_another_number_of_classes_leaves_the_head(vit: Make, tmp_path: Path, format: Format) -> None:
+    path = write(format, to_format(format, vit(classes=9).state_dict()), tmp_path)
+    assert load_weights(vit(), path).replaced == {"head.classify": "9 classes in the file, 5 in the model"}
+
+
+@each_format
+def test_a_model_without_a_class_token(vit: Make, tmp_path: Path, format: Format) -> None:
+    state = dict(vit().state_dict())
+    del state["embedding.class_token"]
+    state["embedding.position"] = state["embedding.position"][:, 1:]
+    if format in (HUGGING_FACE, TORCHVISION):
+        with pytest.raises(UserError, match="needs embedding.class_token, which the weights lack"):
+            to_format(format, state)
+    else:
+        file = open_weights(write(format, to_format(format, state), tmp_path))
+        assert set(file.shapes) == set(state)
+        assert all(torch.equal(file.read(name), tensor) for name, tensor in state.items())
+
+
+@each_format
+def test_a_class_token_that_has_a_position_is_missed(vit: Make, tmp_path: Path, format: Format) -> None:
+    tensors = to_format(format, vit().state_dict())
+    lost = next(name for name in tensors if name.endswith(("cls_token", "class_token")))
+    del tensors[lost]
+    with pytest.raises(UserError, match=f"it lacks {lost}$"):
+        load_weights(vit(), write(format, tensors, tmp_path))
+
+
+@each_format
+def test_renamed_tensors_are_named(vit: Make, tmp_path: Path, format: Format) -> None:
+    tensors = to_format(format, vit().state_dict())
+    lost = next(name for name in tensors if name.endswith("1.bias") or "layernorm_after.bias" in name)
+    tensors["renamed"] = tensors.pop(lost)
+    path = write(format, tensors, tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_weights(vit(), path)
+    assert str(caught.value) == f"weights={path} is not a ViT in {format.name}'s layout: it lacks {lost}"
+
+
+@each_format
+def test_shapes_that_contradict_each_other_are_named(vit: Make, tmp_path: Path, format: Format) -> None:
+    tensors = to_format(format, vit().state_dict())
+    spoilt = next(name for name, tensor in tensors.items() if tensor.shape == (20,))
+    tensors[spoilt] = torch.zeros(19)
+    with pytest.raises(UserError, match=rf"do not fit each other: {spoilt} is \(19,\) but \(20,\) is expected$"):
+        load_weights(vit(), write(format, tensors, tmp_path))
+
+
+def test_tensors_of_another_kind_of_model_are_refused(vit: Make, tmp_path: Path) -> None:
+    for i, model in enumerate((torch.nn.Conv2d(3, 4, 3), torch.nn.TransformerEncoderLayer(8, 2), torch.nn.Identity())):
+        path = str(tmp_path / f"weights{i}")
+        write_pickled(model.state_dict(), path)
+        with pytest.raises(UserError, match="is of no known format, with tensors such as .*; accepted: Google .npz, "):
+            load_weights(vit(), path)
