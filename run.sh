@@ -9,6 +9,8 @@ usage() {
 $caller PRESET [key=value ...]    train; settings are changed by section.key=value, e.g. schedule.lr=0.01
 $caller evaluate PRESET weights=FILE   score weights on the validation images
 $caller plan PRESET               what would sit on which IPU
+$caller convert FILE DST --to FORMAT  write weights in another format
+$caller presets | models          list them
 $caller test [pytest options]     run the tests
 
 Presets:
@@ -117,7 +119,7 @@ test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-train | evaluate | plan)
+train | evaluate | plan | convert | presets | models)
     prepare run
     exec "$venv/bin/python" -m ipu_vit "$@"
     ;;

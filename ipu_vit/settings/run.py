@@ -88,6 +88,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _export_holds_the_model(self) -> Settings:
+        """The file's layout has neither a ResNet nor a Mixer's layers, and its positions begin with a class token."""
+        if self.export is not None and (self.model.kind != "vit" or not self.model.class_token):
+            raise ValueError(
+                f"export={self.export} has room for model.kind=vit with model.class_token=true only, and the model has "
+                f"model.kind={self.model.kind} and model.class_token={str(self.model.class_token).lower()}; "
+                "use export=none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _crop_fits_in_resized_image(self) -> Settings:
         resized, crop = self.data.evaluation_resize, self.model.image_size
         if resized < crop:
