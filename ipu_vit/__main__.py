@@ -86,9 +86,8 @@ def _presets(parsed: argparse.Namespace) -> None:
 
 def _models(parsed: argparse.Namespace) -> None:
     for name, model in MODELS.items():
-        print(
-            f"{name:14} {model.millions:7.2f} M  {' '.join(f'model.{key}={_typed(model.settings[key])}' for key in model.settings)}"
-        )
+        sizes = " ".join(f"model.{key}={_typed(value)}" for key, value in model.settings.items())
+        print(f"{name:14} {model.millions:7.2f} M  {sizes}")
 
 
 def _typed(value: Any) -> str:
