@@ -28,7 +28,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from where it was", file=sys.stderr)
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
