@@ -42,7 +42,7 @@ class Source(NamedTuple):
     url: str
     label: str  # what messages call it; it may hold no secrets
     sha256: Optional[str] = None  # the sum that the file must have
-    token: Optional[str] = None  # sent to the server of the address, and to none that it redirects to
+    token: Optional[str] = None  # sent to the server of the address only, wherever it redirects to
 
 
 def obtain(source: Source, entry: Entry, progress: Progress) -> Path:
@@ -150,7 +150,11 @@ class _Redirects(HTTPRedirectHandler):
                 f"{self._label} is redirected to {parts.scheme}://{parts.hostname}; only https:// is followed"
             )
         # Up to Python 3.10, urllib does not know 308, which differs from 307 only in being permanent.
-        return super().redirect_request(request, file, 307 if code == 308 else code, message, headers, url)
+        new = super().redirect_request(request, file, 307 if code == 308 else code, message, headers, url)
+        token = request.get_header("Authorization")
+        if new is not None and token and parts[:2] == urlsplit(request.full_url)[:2]:
+            new.add_unredirected_header("Authorization", token)
+        return new
 
     http_error_308 = HTTPRedirectHandler.http_error_302
 

@@ -90,7 +90,9 @@ class LocalServer:
             path, sum_ = f"/{name}/resolve/{COMMIT}/{file}", hashlib.sha256(body).hexdigest()
             siblings.append({"rfilename": file, "size": len(body), "blobId": "0" * 40})
             if file.endswith(".json"):
-                self.serve(path, body, headers={"X-Repo-Commit": COMMIT})
+                there = f"/api/resolve-cache/models/{name}/{COMMIT}/{file}"
+                self.serve(there, body)
+                self.serve(path, b"", status=307, headers={"X-Repo-Commit": COMMIT, "Location": there})
             else:
                 siblings[-1]["lfs"] = {"sha256": sum_, "size": len(body), "pointerSize": 134}
                 there = (storage or self).serve(f"/storage/{sum_}", body)
