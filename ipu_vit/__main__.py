@@ -73,10 +73,15 @@ def _plan(parsed: argparse.Namespace) -> None:
 
 def _convert(parsed: argparse.Namespace) -> None:
     from ipu_vit.convert import convert
+    from ipu_vit.device import select
     from ipu_vit.weights.fetch import fetch
 
-    source = str(fetch(parsed.source))
-    print(convert(source, parsed.destination, parsed.to, parsed.heads, parsed.epsilon).summary())
+    select("cpu", 1)
+    from ipu_vit.report import show_download
+
+    with show_download(parsed.source) as progress:
+        source = fetch(parsed.source, progress=progress)
+    print(convert(str(source), parsed.destination, parsed.to, parsed.heads, parsed.epsilon).summary())
 
 
 def _presets(parsed: argparse.Namespace) -> None:

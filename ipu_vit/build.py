@@ -7,7 +7,7 @@ import torch
 from ipu_vit.errors import UserError
 from ipu_vit.models import build
 from ipu_vit.models.image_model import ImageModel
-from ipu_vit.report import download_progress
+from ipu_vit.report import show_download
 from ipu_vit.settings import Settings
 from ipu_vit.weights.fetch import fetch
 from ipu_vit.weights.load import load_weights
@@ -28,6 +28,6 @@ def start_from_weights(model: ImageModel, settings: Settings) -> str:
         )
     if settings.weights is None:
         return "weights: random initial values"
-    with download_progress() as progress:
+    with show_download(settings.weights) as progress:
         path = fetch(settings.weights, progress=progress)
     return load_weights(model, str(path)).summary()

@@ -6,6 +6,7 @@ SDK's benchmark scripts read. The log file always has the lines.
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -146,13 +147,26 @@ def show_plan(report: Report, settings: Settings, model: ImageModel, images: Opt
 
 
 @contextmanager
-def download_progress() -> Iterator[Callable[[int, Optional[int]], None]]:
-    """What to tell of the bytes that have arrived, and of how many; a bar on a terminal, else nothing."""
-    columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+def show_download(address: str) -> Iterator[Callable[[int, Optional[int]], None]]:
+    """What to tell of the bytes of a download: a bar on a terminal, a line elsewhere, nothing if there is none."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    name = re.split("[?#]", address)[0]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def show(done: int, total: Optional[int]) -> None:
+            if not bar.task_ids:
+                console.print(f"weights: downloading {name}", markup=False)
+                bar.add_task(name.rpartition("/")[2])
+            bar.update(bar.task_ids[0], completed=done, total=total)
+
+        yield show
 
 
 def show_unreadable(report: Report, log: Path) -> None:

@@ -46,7 +46,8 @@ class Settings(Section):
         "auto", description="check the whole run with one weight update; auto: when there is no IPU"
     )
     weights: Optional[str] = Field(
-        None, description="file of weights to start from; none: random initial weights; empty: must still be given"
+        None,
+        description="weights to start from: file, folder, hf:org/name, https:// or gs:// address; none: random initial weights; empty: must still be given",
     )
     export: Optional[str] = Field(None, description="file that gets the final weights, in Google's .npz layout")
     export_precision: Literal["float16", "float32"] = Field("float32", description="type of the numbers in that file")

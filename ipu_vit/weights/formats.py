@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Callable, Dict, Optional, Protocol, Tuple
 
 from torch import Tensor
@@ -77,7 +78,7 @@ def _file_in(folder: str) -> str:
     return found[0]
 
 
-def _open_container(path: str) -> Container:
+def _open_container(path: str, shard: bool = False) -> Container:
     if not os.path.isfile(path):
         raise UserError(f"weights={path} {'is not a file' if os.path.exists(path) else 'does not exist'}")
     try:
@@ -89,10 +90,10 @@ def _open_container(path: str) -> Container:
         return Npz(path)
     if Pickled.recognises(start):
         return Pickled(path)
+    if Shards.recognises(start) and not shard:  # an index could list itself
+        return Shards(path, partial(_open_container, shard=True))
     if SafeTensors.recognises(start):
         return SafeTensors(path)
-    if start.lstrip()[:1] == b"{" and path.endswith(".index.json"):
-        return Shards(path, _open_container)
     raise UserError(f"weights={path} is of no known format{_guess(start)}; accepted: {ACCEPTED}")
 
 

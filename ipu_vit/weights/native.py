@@ -1,6 +1,7 @@
 """The weights in a checkpoint of this package: a `.safetensors` file with tensors `model.<parameter>`.
 
-The checkpoint's other tensors (the optimizer's) are for resuming and play no part here.
+If the run averaged its weights, the average is what it was scored by, and what is read. The checkpoint's
+other tensors (the optimizer's) are for resuming and play no part here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ipu_vit.weights.safetensors_file import write_safetensors
 from ipu_vit.weights.shapes import Shape
 
 _PREFIX = "model."
+_PREFIX_OF_AVERAGE = "average.weights."
 
 
 class NativeFile:
@@ -27,10 +29,12 @@ class NativeFile:
     def __init__(self, file: Container, heads: Optional[int] = None, epsilon: Optional[float] = None) -> None:
         self._file = file
         self.heads, self.epsilon = heads, epsilon
-        entries = {name: entry for name, entry in file.entries.items() if name.startswith(_PREFIX)}
+        is_averaged = any(name.startswith(_PREFIX_OF_AVERAGE) for name in file.entries)
+        self._prefix = _PREFIX_OF_AVERAGE if is_averaged else _PREFIX
+        entries = {name: entry for name, entry in file.entries.items() if name.startswith(self._prefix)}
         for name, entry in entries.items():
             check_floating(file.path, name, entry)
-        self.shapes: Dict[str, Shape] = {name[len(_PREFIX) :]: entry.shape for name, entry in entries.items()}
+        self.shapes: Dict[str, Shape] = {name[len(self._prefix) :]: entry.shape for name, entry in entries.items()}
 
     @staticmethod
     def recognises(file: Container) -> bool:
@@ -39,7 +43,7 @@ class NativeFile:
 
     def read(self, name: str) -> Tensor:
         """One parameter, in float32."""
-        return self._file.read(_PREFIX + name)
+        return self._file.read(self._prefix + name)
 
 
 def write_native(state: Mapping[str, Tensor], path: str, dtype: torch.dtype = torch.float32) -> None:

@@ -31,7 +31,7 @@ def write_onnx(state: Mapping[str, Tensor], path: str, heads: int, epsilon: floa
         raise UserError(f"{path} cannot be written: the weights have no class token to take the classes from")
     if importlib.util.find_spec("onnx") is None:
         raise UserError(f"{path} cannot be written: PyTorch needs the package onnx for it; pip install onnx")
-    sizes: Dict[str, Any] = model_sizes(shapes_of(state))
+    sizes: Dict[str, Any] = {**model_sizes(shapes_of(state))}
     model = VisionTransformer(**sizes, heads=heads, norm_epsilon=epsilon)
     model.load_state_dict(dict(state))
     # Traced, as every supported PyTorch can; the newer way needs yet another package.

@@ -67,6 +67,11 @@ class Shards:
             raise UserError(f"weights={path} names tensors that its files lack: {listed(absent)}")
         self.entries = {name: file.entries[name] for name, file in self._files.items()}
 
+    @staticmethod
+    def recognises(start: bytes) -> bool:
+        """Whether a file starts as an index in JSON."""
+        return start.lstrip().startswith(b"{") and b'"weight_map"' in start
+
     def read(self, name: str) -> Tensor:
         """One tensor, in float32."""
         return self._files[name].read(name)

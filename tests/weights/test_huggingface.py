@@ -157,6 +157,7 @@ def test_a_configuration_that_cannot_be_followed(
     [
         ({"classifier.bias": "model-2.safetensors"}, "weights=.*model-2.safetensors does not exist"),
         ({"classifier.bias": "../model.safetensors"}, r"names \.\./model.safetensors; files beside the index"),
+        ({"classifier.bias": "model.safetensors.index.json"}, "index.json is of no known format; accepted"),
         ({"classifier.bias": 7}, "names 7; files beside the index"),
         ({"other": "model-1.safetensors"}, "names tensors that its files lack: other in model-1.safetensors"),
         ([], "is of no known format, with tensors such as none"),
