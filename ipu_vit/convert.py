@@ -92,6 +92,11 @@ def _of_the_run(source: str, file: WeightFile) -> Tuple[Optional[int], Optional[
     if not isinstance(file, NativeFile) or not settings.is_file():
         return None, None
     model = load_settings(str(settings), []).model
+    if model.kind != "vit" or model.pooling != "class":
+        raise UserError(
+            f"{source} has model.kind={model.kind} and model.pooling={model.pooling}; "
+            f"model.kind=vit with model.pooling=class can be converted"
+        )
     return model.heads, model.norm_epsilon
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, List, Literal, Optional
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ipu_vit.balance import balanced_layers
 from ipu_vit.models.costs import costs
@@ -47,7 +47,8 @@ class Settings(Section):
     )
     weights: Optional[str] = Field(
         None,
-        description="weights to start from: file, folder, hf:org/name, https:// or gs:// address; none: random initial weights; empty: must still be given",
+        description="file, folder or address (docs/downloads.md) of the weights to start from; none: random initial "
+        "weights; empty: must still be given",
     )
     export: Optional[str] = Field(None, description="file that gets the final weights, in Google's .npz layout")
     export_precision: Literal["float16", "float32"] = Field("float32", description="type of the numbers in that file")
@@ -70,8 +71,11 @@ class Settings(Section):
             return tree
         layers = pipeline.get("layers_per_ipu")
         if layers is None:
-            sizes = ModelSettings(**model).model_dump()
             ipus = pipeline.get("ipus", PipelineSettings.model_fields["ipus"].default)
+            try:
+                sizes = ModelSettings(**model).model_dump()
+            except ValidationError:
+                return tree  # whose own complaint comes first
             if not isinstance(ipus, int) or isinstance(ipus, bool):
                 return tree
             layers = balanced_layers(costs(**sizes).parts, ipus)
