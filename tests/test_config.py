@@ -352,3 +352,22 @@ def test_package_needs_what_the_sdk_requirements_say_plus_torch() -> None:
 def test_sdk_packages_are_never_asked_from_the_index(file: str) -> None:
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     assert not [line for line in lines if line.startswith(("poptorch", "popart", "popdist", "poprun"))]
+
+
+def test_layers_that_nobody_places_are_spread_by_their_costs(tmp_path: Path) -> None:
+    """A ViT's embedding and head cost less than a layer; a hybrid's ResNet costs several."""
+    preset = tmp_path / "free.yml"
+    preset.write_text("weights: none\n")
+    assert load_settings(str(preset), []).pipeline.layers_per_ipu == [3, 3, 3, 3]
+    assert load_settings(str(preset), ["pipeline.ipus=2"]).pipeline.layers_per_ipu == [6, 6]
+    hybrid = ["model.kind=hybrid", "model.resnet_depths=[3,4,9]", "model.patch_size=1"]
+    layers = load_settings(str(preset), hybrid).pipeline.layers_per_ipu
+    assert len(layers) == 4 and sum(layers) == 12 and layers[0] < min(layers[1:])
+
+
+def test_number_of_ipus_is_that_of_the_layers() -> None:
+    assert load_settings("quickstart", ["pipeline.layers_per_ipu=[6,6]"]).pipeline.ipus == 2
+    with pytest.raises(
+        UserError, match=r"pipeline.layers_per_ipu=\[6, 6\] is for 2 IPUs but pipeline.ipus=4; leave one"
+    ):
+        load_settings("quickstart", ["pipeline.layers_per_ipu=[6,6]", "pipeline.ipus=4"])

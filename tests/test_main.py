@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 from tiny_runs import command, losses, run, sentence, tiny_preset
 
 from ipu_vit.__main__ import main
-from ipu_vit.config import list_presets
+from ipu_vit.config import list_presets, load_settings
+from ipu_vit.models import build
 
 
 def test_help_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,3 +74,38 @@ def test_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
         _, said = process.communicate()
     assert process.returncode == 130, said
     assert said == "interrupted; the same command continues from the last checkpoint\n"
+
+
+def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = Path(__file__).parents[1] / "weights" / "vit_glyphs.npz"
+    there, back = tmp_path / "vit", tmp_path / "back.npz"
+    assert main(["convert", str(shipped), str(there), "--to", "huggingface"]) == 0
+    assert str(there) in capsys.readouterr().out
+    assert main(["convert", str(there), str(back), "--to", "google"]) == 0
+    with numpy.load(shipped) as first, numpy.load(back) as second:
+        assert first.files and set(first.files) == set(second.files)
+        assert all((first[name].astype(second[name].dtype) == second[name]).all() for name in first.files)
+
+
+def test_convert_of_nothing_is_a_sentence(tmp_path: Path) -> None:
+    result = run([sys.executable, "-m", "ipu_vit", "convert", "/nowhere", str(tmp_path / "x"), "--to", "timm"])
+    assert result.returncode == 2 and "/nowhere does not exist" in sentence(result.stderr)
+
+
+@pytest.mark.parametrize("chosen", ["ViT-Ti/16", "R+ViT-Ti/16", "Mixer-B/16"])
+def test_listed_models_are_settings(chosen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed, typed after a preset, makes a model with the printed number of parameters."""
+    assert main(["models"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.split()[0] == chosen]
+    _, millions, _, *overrides = line.split()
+    settings = load_settings(
+        "vit_b16_ft_4xb544", [*overrides, "weights=none", "model.dropout=0", "model.image_size=224"]
+    )
+    with torch.device("meta"):
+        model = build(**settings.model.model_dump())
+    assert abs(sum(parameter.numel() for parameter in model.parameters()) / 1e6 - float(millions)) < 0.006
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [name for name, _ in list_presets()]
