@@ -23,7 +23,9 @@ TABLE = json.loads((Path(__file__).parent / "poptorch_api.json").read_text())
 API: Dict[str, Any] = TABLE["api"]
 SESSION: Dict[str, Any] = TABLE["popart_session_options"]
 PACKAGE = Path(__file__).parent.parent / "ipu_vit"
-FILES = [path for path in PACKAGE.rglob("*.py") if "emulator" not in path.relative_to(PACKAGE).parts]
+# Settings have groups of the same names, and know nothing of PopTorch.
+OTHERS = {"emulator", "settings"}
+FILES = [path for path in PACKAGE.rglob("*.py") if not OTHERS.intersection(path.relative_to(PACKAGE).parts)]
 
 # Paths are those of the table; an instance has its class's with brackets.
 # What variables of these names hold throughout the application, unless they are annotated otherwise.

@@ -42,6 +42,13 @@ class PipelineSettings(Section):
         """YAML readers turn the word `none` into no value; here it is one of the choices."""
         return "none" if value is None else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _layers_tell_the_ipus(cls, tree: Any) -> Any:
+        """Whoever places the layers need not say how many IPUs there are."""
+        layers = tree.get("layers_per_ipu")
+        return {"ipus": len(layers), **tree} if isinstance(layers, list) and layers else tree
+
     @model_validator(mode="after")
     def _ipus_are_those_of_the_layers(self) -> PipelineSettings:
         if len(self.layers_per_ipu) != self.ipus:

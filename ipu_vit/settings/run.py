@@ -69,18 +69,16 @@ class Settings(Section):
         model, pipeline = tree.get("model", {}), tree.get("pipeline", {})
         if not isinstance(model, dict) or not isinstance(pipeline, dict):
             return tree
-        layers = pipeline.get("layers_per_ipu")
-        if layers is None:
-            ipus = pipeline.get("ipus", PipelineSettings.model_fields["ipus"].default)
-            try:
-                sizes = ModelSettings(**model).model_dump()
-            except ValidationError:
-                return tree  # whose own complaint comes first
-            if not isinstance(ipus, int) or isinstance(ipus, bool):
-                return tree
-            layers = balanced_layers(costs(**sizes).parts, ipus)
-        planned = {"ipus": len(layers), **pipeline, "layers_per_ipu": layers} if isinstance(layers, list) else pipeline
-        return {**tree, "pipeline": planned}
+        if pipeline.get("layers_per_ipu") is not None:
+            return tree
+        ipus = pipeline.get("ipus", PipelineSettings.model_fields["ipus"].default)
+        try:
+            sizes = ModelSettings(**model).model_dump()
+        except ValidationError:
+            return tree  # whose own complaint comes first
+        if not isinstance(ipus, int) or isinstance(ipus, bool):
+            return tree
+        return {**tree, "pipeline": {**pipeline, "layers_per_ipu": balanced_layers(costs(**sizes).parts, ipus)}}
 
     @model_validator(mode="after")
     def _layers_add_up(self) -> Settings:
