@@ -46,6 +46,9 @@ class WorkerTraceback(Exception):
     """Where in the worker process something failed, as the cause of the exception in this one."""
 
 
+_LONGEST_WAIT = 0.5  # seconds
+
+
 class AsynchronousDataAccessor:
     """Iterates over a dataset in another process.
 
@@ -171,7 +174,10 @@ class AsynchronousDataAccessor:
 
     def _next_message(self) -> Tuple[str, int, Any]:
         try:
-            self._connection.poll(None)  # Ctrl-C in here loses nothing: a program may go on after it
+            # Ctrl-C in here loses nothing: a program may go on after it. One that comes just before a wait begins
+            # is heard only when the wait ends, so none is long.
+            while not self._connection.poll(_LONGEST_WAIT):
+                pass
             try:
                 message: Tuple[str, int, Any] = self._connection.recv()
             except KeyboardInterrupt:  # what is left of this message cannot be told from the next one
