@@ -37,6 +37,7 @@ class ModelSettings(Section):
     )
     pool_norm: Literal["before", "after"] = Field("before", description="last norm before or after taking the mean")
     classes: int = Field(1000, gt=0, description="number of classes")
+    head_bias: float = Field(0.0, description="first bias of every class; below 0 for a sigmoid loss of many classes")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout after embedding, attention and MLP")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
     drop_path: float = Field(

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ipu_vit.balance import balanced_layers
 from ipu_vit.models.costs import costs
+from ipu_vit.settings.augmentation import AugmentationSettings
 from ipu_vit.settings.data import DataSettings
 from ipu_vit.settings.model import ModelSettings
 from ipu_vit.settings.optimisation import AveragingSettings, LossSettings, OptimizerSettings, ScheduleSettings
@@ -50,10 +51,15 @@ class Settings(Section):
         description="file, folder or address (docs/downloads.md) of the weights to start from; none: random initial "
         "weights; empty: must still be given",
     )
+    weights_resize: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="how the grid of position embeddings is resized to the model's"
+    )
+    shrink: bool = Field(False, description="try the run on a tiny model, generated images and a few updates")
     export: Optional[str] = Field(None, description="file that gets the final weights, in Google's .npz layout")
     export_precision: Literal["float16", "float32"] = Field("float32", description="type of the numbers in that file")
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
     pipeline: PipelineSettings = PipelineSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -104,7 +110,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _crop_fits_in_resized_image(self) -> Settings:
         resized, crop = self.data.evaluation_resize, self.model.image_size
-        if resized < crop:
+        if resized is not None and resized < crop:
             raise ValueError(
                 f"data.evaluation_resize={resized} is too small to crop model.image_size={crop} from; "
                 f"accepted: {crop} or more"
