@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, Optional
 
 import pytest
 import torch
+from reference_models import randomise
 from torch import Tensor, nn
 
 from ipu_vit.models.vit import VisionTransformer
@@ -74,9 +75,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize("hidden", [None, 7])
 @pytest.mark.parametrize("names", [(), ("trunk_output", "imagenet-21k head")])
-def test_checkpoints(
-    vit: Make, randomise: Any, same_logits: Any, tmp_path: Path, hidden: Optional[int], names: Any
-) -> None:
+def test_checkpoints(vit: Make, same_logits: Any, tmp_path: Path, hidden: Optional[int], names: Any) -> None:
     theirs = Model(hidden)
     randomise(theirs)
     torch.save(theirs.checkpoint(*names), tmp_path / "checkpoint.torch")
@@ -86,7 +85,7 @@ def test_checkpoints(
     assert report.summary() == f"weights: {len(report.kept)} tensors from {report.path} (ClassyVision)"
 
 
-def test_a_trunk_alone(vit: Make, randomise: Any, tmp_path: Path) -> None:
+def test_a_trunk_alone(vit: Make, tmp_path: Path) -> None:
     theirs = Model(None)
     randomise(theirs)
     torch.save(theirs.trunk.state_dict(), tmp_path / "trunk.pth")

@@ -257,5 +257,5 @@ def test_what_is_no_file_of_weights_is_refused(vit: Make, tmp_path: Path) -> Non
         (b"version https://git-lfs.github.com/spec/v1\noid", ": it is a pointer of Git LFS, .*"),
     ):
         text.write_bytes(content)
-        with pytest.raises(UserError, match=rf"is of no known format{guess}; accepted: Google .npz, checkpoint, "):
+        with pytest.raises(UserError, match=rf"is of no known format{guess}; accepted: Google .npz, big_vision .npz, "):
             load_weights(vit(), str(text))
