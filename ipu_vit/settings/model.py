@@ -45,6 +45,11 @@ class ModelSettings(Section):
     )
     norm_epsilon: float = Field(1e-6, gt=0, description="epsilon of every layer norm")
 
+    @property
+    def pools_as_weights_tell(self) -> bool:
+        """Whether other libraries, which have nothing but the weights, would pool as this model does."""
+        return self.kind == "mixer" or self.pooling == "class"
+
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> ModelSettings:
         for key, kind, example in (("tokens_mlp_width", "mixer", "384"), ("resnet_depths", "hybrid", "'[3, 4, 9]'")):

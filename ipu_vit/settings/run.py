@@ -98,13 +98,14 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _export_holds_the_model(self) -> Settings:
-        """The file's layout has neither a ResNet nor a Mixer's layers, and its positions begin with a class token."""
-        if self.export is not None and (self.model.kind != "vit" or not self.model.class_token):
+        """No tensor of the file says that the mean of the patches is pooled; notes beside it end in `.json`."""
+        if self.export is not None and not self.model.pools_as_weights_tell:
             raise ValueError(
-                f"export={self.export} has room for model.kind=vit with model.class_token=true only, and the model has "
-                f"model.kind={self.model.kind} and model.class_token={str(self.model.class_token).lower()}; "
-                "use export=none"
+                f"export={self.export} cannot tell that model.pooling={self.model.pooling}, unless it is of a Mixer; "
+                "use export=none or model.pooling=class"
             )
+        if self.export is not None and self.export.endswith(".json"):
+            raise ValueError(f"export={self.export} is no name for a file of weights; accepted: one that ends in .npz")
         return self
 
     @model_validator(mode="after")

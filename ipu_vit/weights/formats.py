@@ -14,6 +14,7 @@ from ipu_vit.weights.container import Container
 from ipu_vit.weights.google import BIG_VISION, GOOGLE, GOOGLE_MIXER, FlaxFile
 from ipu_vit.weights.hub import WEIGHTS
 from ipu_vit.weights.huggingface import HUGGING_FACE, read_config
+from ipu_vit.weights.lookalikes import lookalike
 from ipu_vit.weights.mmpretrain import MMPRETRAIN
 from ipu_vit.weights.native import NativeFile
 from ipu_vit.weights.notes import Notes, read_notes
@@ -108,10 +109,9 @@ def _guess(start: bytes) -> str:
     """What the file is instead, where that is known to happen."""
     if not start:
         return ": it is empty"
-    if start.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
-        return ": it is a web page, as some addresses answer with in place of a file"
-    if start.startswith(b"version https://git-lfs"):
-        return ": it is a pointer of Git LFS, which `git lfs pull` replaces by the file"
+    other = lookalike(start)
+    if other:
+        return f": it is {other}"
     if start.startswith(b"\x80"):
         return ": it is a pickle, which could run code"
     return ""

@@ -11,7 +11,7 @@ AugReg, SAM and GSAM have none), a class token or none (big_vision pools the mea
 from __future__ import annotations
 
 import re
-from typing import Dict, Mapping, Tuple
+from typing import Dict, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -169,7 +169,9 @@ class FlaxFile:
         return self._stacks[stack][i]
 
 
-def write_google(state: Mapping[str, Tensor], path: str, heads: int, dtype: torch.dtype = torch.float32) -> None:
+def write_google(
+    state: Mapping[str, Tensor], path: str, heads: Optional[int], dtype: torch.dtype = torch.float32
+) -> None:
     """Write parameters under our names as a Google `.npz` file, float32 or float16, compressed.
 
     `heads` means nothing to a Mixer's. Raises UserError for what has no place in the layout.

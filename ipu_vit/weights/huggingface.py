@@ -8,7 +8,7 @@ only: transformers 5 no longer has them.
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def read_config(path: str) -> Notes:
 
 
 def write_huggingface(
-    state: Mapping[str, Tensor], folder: str, heads: int, epsilon: float, dtype: torch.dtype = torch.float32
+    state: Mapping[str, Tensor], folder: str, heads: Optional[int], epsilon: float, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write parameters under our names as a directory that `transformers` loads.
 
@@ -89,7 +89,7 @@ def write_huggingface(
     write_safetensors(tensors, os.path.join(folder, "model.safetensors"))
 
 
-def _config(state: Mapping[str, Tensor], heads: int, epsilon: float, dtype: torch.dtype) -> Dict[str, Any]:
+def _config(state: Mapping[str, Tensor], heads: Optional[int], epsilon: float, dtype: torch.dtype) -> Dict[str, Any]:
     sizes = model_sizes(shapes_of(state))
     classes = sizes.get("classes")
     config: Dict[str, Any] = {

@@ -35,7 +35,7 @@ class TableFile:
             names.setdefault(format.plain(name), name)
         _refuse_foreign(format, file.path, names)
         absent = [part for part in (*format.optional, STEM) if not format.mentions(part, names)]
-        if CLASS_TOKEN in absent and grid_side(_tokens(format, file, names), class_token=False) is None:
+        if {CLASS_TOKEN, POSITION} & set(absent) == {CLASS_TOKEN} and not _is_grid(format, file, names):
             absent.remove(CLASS_TOKEN)  # its position is there
         rows = format.rows(format.repeats(names, STEM not in absent), [*without, *absent])
         spelt = {row.ours: _spelling(row, format, names) for row in rows}
@@ -128,12 +128,12 @@ def _spelling(row: Row, format: Format, names: Mapping[str, str]) -> List[str]:
     return max(row.spellings(), key=lambda parts: sum(format.plain(part) in names for part in parts) / len(parts))
 
 
-def _tokens(format: Format, file: Container, names: Mapping[str, str]) -> int:
-    """The number of positions in a file, 0 if there are none."""
+def _is_grid(format: Format, file: Container, names: Mapping[str, str]) -> bool:
+    """Whether the positions in a file are those of a square grid and no more."""
     row = next(row for row in format.table if row.ours == POSITION)
     (name,) = _spelling(row, format, names)
     shape = file.entries[names[format.plain(name)]].shape if format.plain(name) in names else ()
-    return dict(zip(row.shape.split(), shape)).get("N", 0)
+    return grid_side(dict(zip(row.shape.split(), shape)).get("N", 0), class_token=False) is not None
 
 
 def _shown(shape: Tuple[Union[int, str], ...]) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from ipu_vit.weights.parameters import CLASS_TOKEN, CLASSIFY, REPRESENTATION
-from ipu_vit.weights.table import Format, modules
+from typing import Dict, Mapping
+
+import torch
+from torch import Tensor
+
+from ipu_vit.weights.parameters import CLASS_TOKEN, CLASSIFY, REPRESENTATION, has_attention, repeats_of
+from ipu_vit.weights.table import Format, modules, to_format
 
 BACKBONE = "patch_embed.backbone."
 OUR_UNIT, UNIT = "embedding.stem.stages.{s}.{u}.", BACKBONE + "stages.{s}.blocks.{u}."
@@ -64,3 +69,11 @@ TIMM_MIXER = Format(
     optional=(CLASSIFY,),
     foreign={r"stem\.norm\.": "a norm of the patches"},
 )
+
+
+def to_timm(state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Dict[str, Tensor]:
+    """Parameters under our names as timm's state dict. Raises UserError for what has no place in it."""
+    tensors = to_format(TIMM if has_attention(state) else TIMM_MIXER, state, dtype=dtype)
+    if repeats_of(state).units == ():  # a stem alone is the whole backbone, not a part of it
+        return {name.replace(BACKBONE + "stem.", BACKBONE): tensor for name, tensor in tensors.items()}
+    return tensors

@@ -11,9 +11,8 @@ from reference_models import randomise
 from torch import Tensor, nn
 
 from ipu_vit.models.vit import VisionTransformer
-from ipu_vit.weights.classyvision import CLASSYVISION
 from ipu_vit.weights.load import load_weights
-from ipu_vit.weights.table import to_format
+from ipu_vit.weights.writers import write_weights
 
 Make = Callable[..., VisionTransformer]
 
@@ -95,11 +94,12 @@ def test_a_trunk_alone(vit: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hidden", [None, 7])
-def test_their_model_loads_what_is_written(vit: Make, same_logits: Any, hidden: Optional[int]) -> None:
+def test_their_model_loads_what_is_written(vit: Make, same_logits: Any, tmp_path: Path, hidden: Optional[int]) -> None:
     ours, theirs = vit(representation=hidden), Model(hidden)
-    tensors = to_format(CLASSYVISION, ours.state_dict())
-    prefixes = {"trunk.": theirs.trunk, "heads.trunk_output.default_head.": theirs.head}
-    for prefix, module in prefixes.items():
-        module.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
-    assert all(name.startswith(tuple(prefixes)) for name in tensors)
+    path = str(tmp_path / "checkpoint.torch")
+    write_weights("classyvision", ours.state_dict(), path, heads=3, epsilon=1e-6)
+    written = torch.load(path)["classy_state_dict"]["base_model"]["model"]
+    theirs.trunk.load_state_dict(written["trunk"], strict=True)
+    theirs.head.load_state_dict(written["heads"]["trunk_output"]["default_head"], strict=True)
+    assert set(written) == {"trunk", "heads"}
     same_logits(ours, theirs)

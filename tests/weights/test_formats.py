@@ -26,6 +26,7 @@ from ipu_vit.weights.table import Format, to_format
 from ipu_vit.weights.timm import TIMM
 from ipu_vit.weights.torchvision import TORCHVISION
 
+Make = Callable[..., ImageModel]
 FORMATS = [format for format, _ in NAMED]
 VITS = [format for format in FORMATS if format.model == "ViT"]
 # What only a Mixer has, and what only the others have.
