@@ -4,8 +4,9 @@ Both write the arrays of a Flax model under its modules' names, and differ in th
 published was made when Flax counted all modules of a block together, later Flax counts each kind by itself.
 vit_jax's own ResNets and Mixers have names without such numbers, or with the same.
 
-The files differ in what they have: a `pre_logits` layer before the head (original ImageNet-21k only; ImageNet-1k,
-AugReg, SAM and GSAM have none), a class token or none (big_vision pools the mean by default), a head or none.
+The files differ in what they have: a `pre_logits` layer before the head (original ImageNet-21k) or none (what was
+fine-tuned from it, AugReg, SAM), a class token or none (big_vision pools the mean by default), a head or none,
+learnt positions or fixed ones, which are not in the file (big_vision's `sincos2d`).
 """
 
 from __future__ import annotations
