@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ipu_vit.device import Device
 
 
-FORMATS = ("huggingface", "timm", "mmpretrain", "google", "checkpoint", "onnx")
+FORMATS = ("huggingface", "timm", "torchvision", "mmpretrain", "classyvision", "google", "checkpoint", "onnx")
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

@@ -28,7 +28,7 @@ from ipu_vit.run_folder import LossFile, RunFolder, make_folder, writing
 from ipu_vit.schedules import learning_rate
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
-from ipu_vit.weights.google import write_google
+from ipu_vit.weights.writers import write_weights
 
 
 def train(settings: Settings, device: Device) -> Score:
@@ -219,7 +219,8 @@ class Trainer:
             report.say(f"predictions drawn in {self.folder.pictures}")
         if settings.export is not None:
             precision = DTYPES[settings.export_precision]
-            write_google(self.final_weights(self.checkpoint()), settings.export, settings.model.heads, precision)
+            weights, model = self.final_weights(self.checkpoint()), settings.model
+            write_weights("google", weights, settings.export, model.heads, model.norm_epsilon, precision)
             report.say(f"weights written to {settings.export}")
         show_unreadable(report, self.folder.unreadable)
         self.folder.write_result(

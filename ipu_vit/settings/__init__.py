@@ -7,6 +7,7 @@ cross-field rules where the fields are.
 
 from __future__ import annotations
 
+from ipu_vit.settings.augmentation import AugmentationSettings
 from ipu_vit.settings.data import DataSettings
 from ipu_vit.settings.model import ModelSettings
 from ipu_vit.settings.optimisation import AveragingSettings, LossSettings, OptimizerSettings, ScheduleSettings
@@ -15,6 +16,7 @@ from ipu_vit.settings.run import CheckpointSettings, EvaluationSettings, Setting
 from ipu_vit.settings.section import Section, accepted_values
 
 __all__ = [
+    "AugmentationSettings",
     "AveragingSettings",
     "CheckpointSettings",
     "DataSettings",

@@ -28,11 +28,23 @@ class DataSettings(Section):
         (127.5, 127.5, 127.5), description="subtracted from each channel (RGB, 0 to 255)"
     )
     std: Tuple[float, float, float] = Field((127.5, 127.5, 127.5), description="each channel is divided by this")
+    crop: Literal["random_resized", "inception", "resize_then_crop"] = Field(
+        "random_resized",
+        description="a random part of the image as torchvision or as TensorFlow draws it, or a random crop of the "
+        "resized image",
+    )
+    crop_resize: Optional[int] = Field(
+        None, gt=0, description="height and width before the random crop, pixels (resize_then_crop)"
+    )
     crop_area: Fraction = Field((0.08, 1.0), description="share of the image's area that a random crop takes")
     crop_ratio: Fraction = Field((3 / 4, 4 / 3), description="width divided by height of a random crop")
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="how images are resized")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    evaluation_resize: int = Field(224, gt=0, description="shorter side before the centre crop, pixels")
+    evaluation_resize: Optional[int] = Field(
+        224,
+        gt=0,
+        description="shorter side before the centre crop, pixels; none: the whole image becomes the model's square",
+    )
     workers: int = Field(0, ge=0, description="processes that decode images")
     skip_unreadable: bool = Field(False, description="evaluation skips unreadable images instead of failing")
 

@@ -37,12 +37,18 @@ class ModelSettings(Section):
     )
     pool_norm: Literal["before", "after"] = Field("before", description="last norm before or after taking the mean")
     classes: int = Field(1000, gt=0, description="number of classes")
+    head_bias: float = Field(0.0, description="first bias of every class; below 0 for a sigmoid loss of many classes")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout after embedding, attention and MLP")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="stochastic depth: rate in the last layer, rising evenly from 0 in the first"
     )
     norm_epsilon: float = Field(1e-6, gt=0, description="epsilon of every layer norm")
+
+    @property
+    def pools_as_weights_tell(self) -> bool:
+        """Whether other libraries, which have nothing but the weights, would pool as this model does."""
+        return self.kind == "mixer" or self.pooling == "class"
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> ModelSettings:

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ipu_vit.balance import balanced_layers
 from ipu_vit.models.costs import costs
+from ipu_vit.settings.augmentation import AugmentationSettings
 from ipu_vit.settings.data import DataSettings
 from ipu_vit.settings.model import ModelSettings
 from ipu_vit.settings.optimisation import AveragingSettings, LossSettings, OptimizerSettings, ScheduleSettings
@@ -50,10 +51,15 @@ class Settings(Section):
         description="file, folder or address (docs/downloads.md) of the weights to start from; none: random initial "
         "weights; empty: must still be given",
     )
+    weights_resize: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="how the grid of position embeddings is resized to the model's"
+    )
+    shrink: bool = Field(False, description="try the run on a tiny model, generated images and a few updates")
     export: Optional[str] = Field(None, description="file that gets the final weights, in Google's .npz layout")
     export_precision: Literal["float16", "float32"] = Field("float32", description="type of the numbers in that file")
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
     pipeline: PipelineSettings = PipelineSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -92,19 +98,20 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _export_holds_the_model(self) -> Settings:
-        """The file's layout has neither a ResNet nor a Mixer's layers, and its positions begin with a class token."""
-        if self.export is not None and (self.model.kind != "vit" or not self.model.class_token):
+        """No tensor of the file says that the mean of the patches is pooled; notes beside it end in `.json`."""
+        if self.export is not None and not self.model.pools_as_weights_tell:
             raise ValueError(
-                f"export={self.export} has room for model.kind=vit with model.class_token=true only, and the model has "
-                f"model.kind={self.model.kind} and model.class_token={str(self.model.class_token).lower()}; "
-                "use export=none"
+                f"export={self.export} cannot tell that model.pooling={self.model.pooling}, unless it is of a Mixer; "
+                "use export=none or model.pooling=class"
             )
+        if self.export is not None and self.export.endswith(".json"):
+            raise ValueError(f"export={self.export} is no name for a file of weights; accepted: one that ends in .npz")
         return self
 
     @model_validator(mode="after")
     def _crop_fits_in_resized_image(self) -> Settings:
         resized, crop = self.data.evaluation_resize, self.model.image_size
-        if resized < crop:
+        if resized is not None and resized < crop:
             raise ValueError(
                 f"data.evaluation_resize={resized} is too small to crop model.image_size={crop} from; "
                 f"accepted: {crop} or more"

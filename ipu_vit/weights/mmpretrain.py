@@ -7,7 +7,8 @@ calls its only layer `fc`. A backbone saved alone has no prefix.
 
 from __future__ import annotations
 
-from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, REPRESENTATION, Format, modules
+from ipu_vit.weights.parameters import CLASS_TOKEN, CLASSIFY, REPRESENTATION
+from ipu_vit.weights.table import Format, modules
 
 LAYER = "backbone.layers.{i}."
 TABLE = modules(

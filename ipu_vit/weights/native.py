@@ -25,6 +25,7 @@ class NativeFile:
     format = "checkpoint"
     unused: Tuple[str, ...] = ()
     remarks: Tuple[str, ...] = ()
+    fixed_positions = False
 
     def __init__(self, file: Container, heads: Optional[int] = None, epsilon: Optional[float] = None) -> None:
         self._file = file

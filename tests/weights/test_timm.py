@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 import pytest
 import torch
+from reference_models import randomise, timm_vit
 from safetensors.torch import load_file, save_file
 
 from ipu_vit.errors import UserError
@@ -15,15 +16,14 @@ from ipu_vit.weights.load import load_weights
 from ipu_vit.weights.table import to_format
 from ipu_vit.weights.timm import TIMM
 
-timm = pytest.importorskip("timm")
+pytest.importorskip("timm")
 Make = Callable[..., VisionTransformer]
 
 
 @pytest.fixture
-def theirs(randomise: Callable[..., None]) -> Callable[..., Any]:
+def theirs() -> Callable[..., Any]:
     def make(**changes: Any) -> Any:
-        sizes = dict(img_size=12, patch_size=4, embed_dim=12, depth=2, num_heads=3, mlp_ratio=20 / 12, num_classes=5)
-        model = timm.models.VisionTransformer(**{**sizes, **changes}).eval()
+        model = timm_vit(**changes).eval()
         randomise(model)
         return model
 
