@@ -25,21 +25,21 @@ class ColourJitter:
     hue: float = 0.0
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        changes = ((brightness, self.brightness), (contrast, self.contrast), (colour, self.saturation))
-        for which in rng.permutation(4):
-            if which == 3:
-                image = turn_hue(image, rng.uniform(-self.hue, self.hue))
-            elif changes[which][1] > 0:
-                change, reach = changes[which]
-                image = change(image, rng.uniform(max(0.0, 1 - reach), 1 + reach))
+        reaches = (self.brightness, self.contrast, self.saturation, self.hue)
+        for which in rng.permutation(len(CHANGES)):
+            reach, (change, neutral, least) = reaches[which], CHANGES[which]
+            if reach > 0:
+                image = change(image, rng.uniform(max(least, neutral - reach), neutral + reach))
         return image
 
 
 def turn_hue(image: Image.Image, turn: float) -> Image.Image:
-    """Turn all hues by a share of the circle, in steps of 1/255 as torchvision does."""
+    """Turn all hues by a share of the circle, rounded as torchvision does: 255 times the share, of 256 hues."""
     steps = int(255 * turn)
-    if not steps:
-        return image
     hue, saturation, value = image.convert("HSV").split()
     turned = hue.point([(level + steps) % 256 for level in range(256)])
     return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+
+
+CHANGES = ((brightness, 1.0, 0.0), (contrast, 1.0, 0.0), (colour, 1.0, 0.0), (turn_hue, 0.0, -0.5))
+"""Each with the amount that leaves an image as it is, and the least."""
