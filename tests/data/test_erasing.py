@@ -49,7 +49,7 @@ def test_rectangles_have_the_stated_distribution() -> None:
     assert distance_from_uniform((left / (side - across))[small], 0, 1) < BOUND
 
 
-@pytest.mark.parametrize("height, width", [(64, 64), (20, 90)])
+@pytest.mark.parametrize("height, width", [(64, 64), (20, 90), (4, 6)])
 def test_rectangles_are_distributed_as_timms(height: int, width: int) -> None:
     erasing = pytest.importorskip("timm.data.random_erasing")
     random.seed(0)
@@ -61,7 +61,7 @@ def test_rectangles_are_distributed_as_timms(height: int, width: int) -> None:
 
 def erased_pixels(mean: Tuple[float, float, float], std: Tuple[float, float, float]) -> List[np.ndarray]:
     """Of each channel, as the device sees them."""
-    image = np.zeros((3, 120, 120), np.uint8)
+    image = np.zeros((3, 500, 500), np.uint8)
     erase = RandomErasing(1.0, mean, std)
     erase(image, np.random.default_rng(0))
     seen = Normalise(mean, std, torch.float32)(torch.from_numpy(image)[None])[0].numpy()
@@ -70,10 +70,13 @@ def erased_pixels(mean: Tuple[float, float, float], std: Tuple[float, float, flo
 
 
 def test_noise_is_standard_normal_after_normalising() -> None:
-    rng = np.random.default_rng(0)
-    for channel in erased_pixels((120.0, 130.0, 140.0), (24.0, 27.0, 25.0)):
-        smeared = channel + rng.uniform(-0.5, 0.5, channel.size) / 25  # undoes the rounding to whole numbers
-        assert channel.size > 300
+    rng, std = np.random.default_rng(0), (24.0, 27.0, 25.0)
+    channels = erased_pixels((120.0, 130.0, 140.0), std)
+    pixels = np.concatenate(channels)
+    assert abs(pixels.mean()) < 3.3 / np.sqrt(pixels.size)
+    for channel, step in zip(channels, std):
+        smeared = channel + rng.uniform(-0.5, 0.5, channel.size) / step  # undoes the rounding to whole numbers
+        assert channel.size > 20_000
         assert distance_from(smeared.tolist(), normal(0, 1)) < BOUND
 
 

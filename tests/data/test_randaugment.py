@@ -205,6 +205,7 @@ def test_magnitudes_are_normal() -> None:
     magnitudes = brightnesses(6.0, 0.5)
     assert len(magnitudes) > 300
     assert distance_from(magnitudes, normal(6.0, 0.5)) < BOUND
+    assert abs(magnitudes.std() / 0.5 - 1) < 3.3 / np.sqrt(2 * len(magnitudes))
 
 
 def test_magnitudes_end_at_ten() -> None:
