@@ -10,16 +10,15 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-import numpy as np
 import poptorch
 from torch.utils.data import Dataset
 
-from ipu_vit.data.augment import EvaluationTransform, TrainingTransform, channels_first
 from ipu_vit.data.folder import ImageFolder
 from ipu_vit.data.generated import GeneratedImages
 from ipu_vit.data.prepare import prepare
 from ipu_vit.data.samples import EvaluationSamples, Sample, TrainingSamples, worker_init
 from ipu_vit.data.source import Source
+from ipu_vit.data.transforms import evaluation_transform, training_transform
 from ipu_vit.errors import UserError
 from ipu_vit.settings import Settings
 
@@ -69,11 +68,7 @@ def training_loader(
     data, pipeline = settings.data, settings.pipeline
     samples = TrainingSamples(
         source,
-        _as_it_is
-        if data.source == "generated"
-        else TrainingTransform(
-            settings.model.image_size, data.crop_area, data.crop_ratio, data.interpolation, data.flip
-        ),
+        training_transform(settings),
         image_size=settings.model.image_size,
         seed=settings.seed,
         global_batch=pipeline.global_batch,
@@ -89,9 +84,7 @@ def evaluation_loader(settings: Settings, options: Any, source: Source, unreadab
     data, micro_batch = settings.data, settings.evaluation.micro_batch
     samples = EvaluationSamples(
         source,
-        channels_first
-        if data.source == "generated"
-        else EvaluationTransform(data.evaluation_resize, settings.model.image_size, data.interpolation),
+        evaluation_transform(settings),
         image_size=settings.model.image_size,
         pad_to=micro_batch * options.device_iterations * options.replication_factor,
         skip_unreadable=data.skip_unreadable,
@@ -120,7 +113,3 @@ def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, workers: i
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _as_it_is(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return channels_first(image)

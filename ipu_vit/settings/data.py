@@ -6,9 +6,16 @@ from typing import Literal, Optional, Tuple
 
 from pydantic import Field, model_validator
 
-from ipu_vit.settings.section import Section
+from ipu_vit.settings.section import Section, refuse_others
 
 Fraction = Tuple[float, float]
+
+# The settings that only some crops have.
+_OF_CROPS = {
+    "random_resized": {"crop_area", "crop_ratio"},
+    "inception": {"crop_area", "crop_ratio"},
+    "resize_then_crop": {"crop_resize"},
+}
 
 
 class DataSettings(Section):
@@ -47,6 +54,16 @@ class DataSettings(Section):
     )
     workers: int = Field(0, ge=0, description="processes that decode images")
     skip_unreadable: bool = Field(False, description="evaluation skips unreadable images instead of failing")
+
+    @model_validator(mode="after")
+    def _crop_has_them(self) -> DataSettings:
+        refuse_others(self, "data", "crop", _OF_CROPS)
+        if self.crop == "resize_then_crop" and self.crop_resize is None:
+            raise ValueError(
+                "data.crop=resize_then_crop needs data.crop_resize, which is not set; use for example "
+                "data.crop_resize=448"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> DataSettings:

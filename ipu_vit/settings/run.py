@@ -109,13 +109,13 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _crop_fits_in_resized_image(self) -> Settings:
-        resized, crop = self.data.evaluation_resize, self.model.image_size
-        if resized is not None and resized < crop:
-            raise ValueError(
-                f"data.evaluation_resize={resized} is too small to crop model.image_size={crop} from; "
-                f"accepted: {crop} or more"
-            )
+    def _crops_fit_in_resized_images(self) -> Settings:
+        for key in ("crop_resize", "evaluation_resize"):
+            resized, crop = getattr(self.data, key), self.model.image_size
+            if resized is not None and resized < crop:
+                raise ValueError(
+                    f"data.{key}={resized} is too small to crop model.image_size={crop} from; accepted: {crop} or more"
+                )
         return self
 
     @model_validator(mode="after")

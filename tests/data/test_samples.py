@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from ipu_vit.data.augment import EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.crops import RandomResizedCrop
 from ipu_vit.data.decode import UnreadableImage
+from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.folder import ImageFolder
+from ipu_vit.data.randaugment import RandAugment
 from ipu_vit.data.samples import (
     EvaluationSamples,
     Sample,
@@ -145,9 +148,10 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 @pytest.mark.parametrize("workers, method", [(2, "fork"), (2, "spawn")])
 def test_workers_change_nothing(photographs: Path, workers: int, method: str) -> None:
+    erase = RandomErasing(0.5, (127.5,) * 3, (127.5,) * 3)
     samples = TrainingSamples(
         ImageFolder(photographs, "data.root"),
-        TrainingTransform(16),
+        TrainingTransform(16, RandomResizedCrop(), change=RandAugment(2, 9.0), erase=erase),
         image_size=16,
         seed=7,
         global_batch=6,
@@ -198,7 +202,7 @@ def test_files_that_are_no_images_are_replaced_and_listed(photographs: Path, tmp
     log = tmp_path / "unreadable.txt"
     samples = TrainingSamples(
         ImageFolder(photographs, "data.root"),
-        TrainingTransform(16),
+        TrainingTransform(16, RandomResizedCrop()),
         image_size=16,
         seed=0,
         global_batch=11,
