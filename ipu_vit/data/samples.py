@@ -13,8 +13,8 @@ that of training processes, nor how far either reads ahead, changes what the mod
 With R repeats (Hoffer et al. 2020, arXiv 1901.09335) each image of that order comes R times on end,
 each time augmented anew. N samples are still an epoch, so that a pass over all images takes R. A
 weight update has the next samples of the repeated order: every Rth of them, then every Rth from the
-second on, and so forth. So an image comes again in the same update, but ⌊global batch / R⌋ places
-or more away: in another micro batch, where it cannot be mixed with itself.
+second on, and so forth. So an image comes again in the same update, or where that ends in the next,
+but ⌊global batch / R⌋ places or more away: in another micro batch, never mixed with itself.
 
     repeated   a  a  b  b        c  c  d  d        e  e  f  f        R = 2 repeats
     sample     a  b  a  b        c  d  c  d        e  f  e  f
