@@ -182,13 +182,13 @@ def train(folder: Path, *overrides: str) -> List[Dict[str, float]]:
     return losses(folder / "run")
 
 
-@pytest.mark.parametrize("precision", ["float16", "float32"])
-def test_a_run_learns_from_mixed_images(precision: str, tmp_path: Path) -> None:
-    """The classes differ in brightness, so even mixed ones can be told."""
+def test_a_run_learns_from_mixed_images(tmp_path: Path) -> None:
+    """In float16; the classes differ in brightness, so even mixed ones can be told."""
     tiny_preset(tmp_path)
-    options = (f"precision={precision}", "schedule.updates=60", "schedule.lr=0.03", "model.dropout=0", *MIXING)
-    lines = train(tmp_path, *options, "pipeline.global_batch=24", "pipeline.micro_batch=4")
-    first, last = (np.mean([line["loss"] for line in part]) for part in (lines[:10], lines[-10:]))
+    lines = train(tmp_path, *MIXING, "model.dropout=0", "pipeline.global_batch=24", "pipeline.micro_batch=6",
+                  "schedule.updates=30", "schedule.lr=0.1", "schedule.curve=warmup_then_constant",
+                  "checkpoint.every=30")  # fmt: skip
+    first, last = (np.mean([line["loss"] for line in part]) for part in (lines[:5], lines[-5:]))
     assert last < first - 0.1
 
 

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_images import Numbers, all_of, contents, labels_of, samples_of
+from tiny_runs import CPU
 
+from ipu_vit.data.loader import open_sources, training_loader
 from ipu_vit.data.samples import epoch_order, unreadable_files
+from ipu_vit.options import training_options
 from ipu_vit.settings import Settings
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -101,8 +104,22 @@ def test_every_repetition_of_an_unreadable_image_is_replaced(tmp_path: Path) -> 
 
 def settings_with(repeats: int, global_batch: int, micro_batch: int) -> Settings:
     return Settings(
-        augmentation={"repeats": repeats}, pipeline={"global_batch": global_batch, "micro_batch": micro_batch}
+        augmentation={"repeats": repeats},
+        pipeline={"global_batch": global_batch, "micro_batch": micro_batch},
+        model={"image_size": 16},
+        data={"source": "generated", "evaluation_resize": 16},
     )
+
+
+def test_settings_reach_the_batches() -> None:
+    """Generated images are not augmented, so that they come again as they were."""
+    chosen = settings_with(3, 42, 6)
+    options = training_options(chosen, CPU)
+    loader = training_loader(chosen, options, open_sources(chosen).training, chosen.schedule.updates - 2)
+    batches = [images for images, _ in loader]
+    assert len(batches) == 2
+    for images in batches:
+        assert sorted(Counter(image.numpy().tobytes() for image in images).values()) == [3] * 14
 
 
 def test_as_many_repeats_as_there_are_micro_batches() -> None:
