@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Sequence
 
 import poptorch
 import torch
@@ -116,15 +116,15 @@ class Trainer:
         )
         try:
             started = time.perf_counter()
-            for images, labels in loader:
-                check_readable(labels, self.folder.unreadable)
+            for batch in loader:
+                check_readable(batch[1], self.folder.unreadable)
                 if not self.executor.isCompiled():
-                    self._compile(images, labels)
+                    self._compile(batch)
                 lr = learning_rate(schedule, self.update)
                 set_learning_rate(self.optimizer, lr)
                 self.executor.setOptimizer(self.optimizer)
                 called = time.perf_counter()
-                loss, accuracy = (float(value.float().mean()) for value in self.executor(images, labels))
+                loss, accuracy = (float(value.float().mean()) for value in self.executor(*batch))
                 seconds = time.perf_counter() - started
                 self._check_loss(loss)
                 self.update += plan.device_iterations
@@ -143,10 +143,10 @@ class Trainer:
         finally:
             loader.terminate()
 
-    def _compile(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _compile(self, batch: Sequence[torch.Tensor]) -> None:
         started = time.perf_counter()
         self.report.say("compiling")
-        self.executor.compile(images, labels)
+        self.executor.compile(*batch)
         if self.resumed is not None:
             self.executor.rng_state = self.resumed.rng_state
         self.report.say(f"compiled in {time.perf_counter() - started:.1f} s")

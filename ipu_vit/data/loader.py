@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ipu_vit.data.folder import ImageFolder
 from ipu_vit.data.generated import GeneratedImages
+from ipu_vit.data.mixing import build_mixing
 from ipu_vit.data.prepare import prepare
 from ipu_vit.data.samples import EvaluationSamples, Sample, TrainingSamples, worker_init
 from ipu_vit.data.source import Source
@@ -64,7 +65,7 @@ def open_sources(settings: Settings) -> Sources:
 def training_loader(
     settings: Settings, options: Any, source: Source, first_update: int, unreadable_log: Optional[Path] = None
 ) -> Any:
-    """Host batches of (uint8 images, labels) from a weight update on to the end of the run."""
+    """Host batches of (uint8 images, labels), and mixing if it is on, from a weight update on to the end of the run."""
     data, pipeline = settings.data, settings.pipeline
     samples = TrainingSamples(
         source,
@@ -74,6 +75,8 @@ def training_loader(
         global_batch=pipeline.global_batch,
         first_update=first_update,
         last_update=settings.schedule.updates,
+        repeats=settings.augmentation.repeats,
+        mixing=build_mixing(settings.augmentation, settings.model.image_size),
         unreadable_log=unreadable_log,
     )
     return _loader(options, samples, pipeline.micro_batch, data.workers)

@@ -33,11 +33,30 @@ class AugmentationSettings(Section):
         (0.0, 0.0, 0.0, 0.0), description="range of random changes of brightness, contrast, saturation and hue"
     )
     erasing: float = Field(0.0, ge=0, le=1, description="probability that noise covers a rectangle")
-    repeats: int = Field(1, gt=0, description="times that an image comes in a row, augmented anew each time")
+    repeats: int = Field(1, gt=0, description="times that an image comes in a weight update, augmented anew each time")
     mixup: float = Field(0.0, ge=0, description="α of the Beta distribution that mixes pairs of images; 0: no mixup")
     cutmix: float = Field(0.0, ge=0, description="α of the Beta distribution of the area pasted over; 0: no cutmix")
     mix_probability: float = Field(1.0, ge=0, le=1, description="probability that an image is mixed at all")
     cutmix_share: float = Field(0.5, ge=0, le=1, description="share of cutmix where there is mixup too")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @model_validator(mode="after")
+    def _mixing_is_on_where_it_is_set(self) -> AugmentationSettings:
+        if self.mix_probability != 1 and not self.mixes:
+            raise ValueError(
+                f"augmentation.mix_probability={self.mix_probability} finds nothing to apply, as augmentation.mixup "
+                "and augmentation.cutmix are 0; accepted: 1.0, or one of those above 0"
+            )
+        if self.cutmix_share != 0.5 and not (self.mixup and self.cutmix):
+            raise ValueError(
+                f"augmentation.cutmix_share={self.cutmix_share} chooses between mixup and cutmix, but "
+                f"augmentation.mixup={self.mixup} and augmentation.cutmix={self.cutmix}; accepted: 0.5, or both above 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _policy_has_them(self) -> AugmentationSettings:

@@ -119,6 +119,26 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _mixing_has_pairs(self) -> Settings:
+        if self.augmentation.mixes and self.pipeline.micro_batch == 1:
+            raise ValueError(
+                "pipeline.micro_batch=1 leaves an image alone, and it is mixed with another of its micro batch with "
+                f"augmentation.mixup={self.augmentation.mixup} and augmentation.cutmix={self.augmentation.cutmix}; "
+                "accepted: 2 or more, or both of those 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_lie_apart(self) -> Settings:
+        repeats, batch, micro_batch = self.augmentation.repeats, self.pipeline.global_batch, self.pipeline.micro_batch
+        if repeats > batch // micro_batch:
+            raise ValueError(
+                f"augmentation.repeats={repeats} brings an image more than once into a pipeline.micro_batch="
+                f"{micro_batch} of pipeline.global_batch={batch}; accepted: 1 to {batch // micro_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _loss_scale_has_halves_to_follow(self) -> Settings:
         if self.optimizer.automatic_loss_scaling and self.precision != "float16":
             raise ValueError(
