@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Set
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Set
 
 import numpy as np
 
@@ -44,16 +44,21 @@ def predict(
         pictures = _Pictures(Path(attention))
     readable = 0
     for start in range(0, len(files), BATCH):
-        pixels = _read(files[start : start + BATCH])
-        readable += len(pixels)
-        if not pixels:
+        batch = _read(files[start : start + BATCH])
+        readable += len(batch)
+        if not batch:
             continue
-        arrays = list(pixels.values())
+        names, arrays = [image.name for image in batch], [image.pixels for image in batch]
         predictions = model.predict(arrays, top)
-        drawn = pictures.draw(model, list(pixels), arrays, predictions) if pictures else [None] * len(arrays)
-        for name, prediction, picture in zip(pixels, predictions, drawn):
+        drawn = pictures.draw(model, names, arrays, predictions) if pictures else [None] * len(names)
+        for name, prediction, picture in zip(names, predictions, drawn):
             _say(_as_json(name, prediction, picture) if as_json else _as_text(name, prediction))
     return 0 if readable == len(files) else 1
+
+
+class _Image(NamedTuple):
+    name: str
+    pixels: np.ndarray
 
 
 class _Pictures:
@@ -104,15 +109,15 @@ def _find(images: Sequence[str]) -> Iterator[str]:
         yield from found
 
 
-def _read(files: Sequence[str]) -> Dict[str, np.ndarray]:
-    """The images that can be read, by name; the others are named."""
-    pixels = {}
+def _read(files: Sequence[str]) -> List[_Image]:
+    """The images that can be read; the others are named."""
+    images = []
     for file in files:
         try:
-            pixels[file] = decode(file)
+            images.append(_Image(file, decode(file)))
         except UnreadableImage as error:
             _say(str(error), error=True)
-    return pixels
+    return images
 
 
 def _say(line: str, error: bool = False) -> None:

@@ -103,8 +103,8 @@ def _of_weights(address: str, overrides: Sequence[str]) -> Trained:
         remarks.append("the head sees the mean of the patches, as the name of its norm tells (model.pooling)")
     folder = path if path.is_dir() else path.parent
     images = read_preparation(file, str(folder), model.get("image_size", 0))
-    # As vit_jax evaluates: the whole image becomes the square.
-    data = {"evaluation_resize": None, **images.data}
+    # Where nothing is known, as vit_jax evaluates: the whole image becomes the square.
+    data = images.data if images.source else {"evaluation_resize": None}
     tree = {"model": model, "data": data, "pipeline": {"ipus": 4 if model["depth"] >= 4 else 1}}
     settings = settings_from(tree, address, overrides, [*needed, *images.untold])
     settings = settings.model_copy(update={"weights": str(path)})
