@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
     cat <<END
 $caller PRESET [key=value ...]    train; settings are changed by section.key=value, e.g. schedule.lr=0.01
-$caller evaluate PRESET weights=FILE   score weights on the validation images
+$caller evaluate SOURCE           score a run (runs/NAME) or weights on the validation images
+$caller predict SOURCE IMAGE ...  what a run or weights take images for
 $caller plan PRESET               what would sit on which IPU
 $caller convert FILE DST --to FORMAT  write weights in another format
 $caller presets | models          list them
@@ -119,7 +120,7 @@ test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-train | evaluate | plan | convert | presets | models)
+train | evaluate | predict | plan | convert | presets | models)
     prepare run
     exec "$venv/bin/python" -m ipu_vit "$@"
     ;;

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, List, Optional, Tuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, List, Optional
 
 from ipu_vit.config import list_presets, load_settings
 from ipu_vit.errors import UserError
@@ -16,36 +17,36 @@ if TYPE_CHECKING:
     from ipu_vit.device import Device
 
 
-FORMATS = ("huggingface", "timm", "torchvision", "mmpretrain", "classyvision", "google", "checkpoint", "onnx")
+INTERRUPTED = "interrupted"
+SOURCE = "folder of a run, weights of any format (a path or an address), or a preset"
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run a command; returns 2 after printing one sentence for what a user can put right."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     try:
-        parsed.run(parsed)
+        return parsed.run(parsed) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(parsed.interrupted, file=sys.stderr)
         return 130
-    return 0
 
 
 # --- commands ------------------------------------------------------------------------------------
-# PopTorch, or what stands in for it, is found by `_open`; only then may modules be imported that use it.
+# PopTorch, or what stands in for it, is found by `_device`; only then may modules be imported that use it.
 
 
-def _open(parsed: argparse.Namespace) -> Tuple[Settings, Device]:
-    settings = load_settings(parsed.preset, parsed.overrides)
+def _device(settings: Settings) -> Device:
     from ipu_vit import device
 
-    return settings, device.select(settings.device, settings.pipeline.ipus * settings.pipeline.replicas)
+    return device.select(settings.device, settings.pipeline.ipus * settings.pipeline.replicas)
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    settings, device = _open(parsed)
+    settings = load_settings(parsed.preset, parsed.overrides)
+    device = _device(settings)
     if settings.rehearse == "always" or (settings.rehearse == "auto" and not device.is_hardware):
         from ipu_vit.rehearse import rehearse
 
@@ -53,18 +54,35 @@ def _train(parsed: argparse.Namespace) -> None:
     else:
         from ipu_vit.train import train
 
+        parsed.interrupted = f"{INTERRUPTED}; the same command continues from the last checkpoint"
         train(settings, device)
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
-    settings, device = _open(parsed)
+    from ipu_vit.trained import find_trained
+
+    settings = find_trained(parsed.source, parsed.overrides).settings
+    device = _device(settings)
     from ipu_vit.evaluate import evaluate
 
-    evaluate(settings, device)
+    evaluate(settings, device, parsed.scores)
+
+
+def _predict(parsed: argparse.Namespace) -> int:
+    from ipu_vit.predict import predict
+
+    overrides = [word for word in parsed.images if "=" in word and not Path(word).exists()]
+    images = [word for word in parsed.images if word not in overrides]
+    if not images:
+        raise UserError("predict needs the path of an image, or of a folder of images")
+    return predict(
+        parsed.source, images, overrides, parsed.top, parsed.labels, as_json=parsed.json, attention=parsed.attention
+    )
 
 
 def _plan(parsed: argparse.Namespace) -> None:
-    settings, _ = _open(parsed)
+    settings = load_settings(parsed.preset, parsed.overrides)
+    _device(settings)
     from ipu_vit.build import build_model
     from ipu_vit.report import Report, show_plan
 
@@ -73,14 +91,12 @@ def _plan(parsed: argparse.Namespace) -> None:
 
 def _convert(parsed: argparse.Namespace) -> None:
     from ipu_vit.convert import convert
-    from ipu_vit.device import select
+    from ipu_vit.download_bar import show_download
+    from ipu_vit.trained import checkpoint_in
     from ipu_vit.weights.fetch import fetch
 
-    select("cpu", 1)
-    from ipu_vit.report import show_download
-
     with show_download(parsed.source) as progress:
-        source = fetch(parsed.source, progress=progress)
+        source = fetch(checkpoint_in(parsed.source), progress=progress)
     print(convert(str(source), parsed.destination, parsed.to, parsed.heads, parsed.epsilon).summary())
 
 
@@ -103,6 +119,17 @@ def _typed(value: Any) -> str:
 # --- arguments -----------------------------------------------------------------------------------
 
 
+def _parse(arguments: Optional[List[str]]) -> argparse.Namespace:
+    """Parsed arguments; what follows an option among images or settings belongs to them too."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and parsed.several is None):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        getattr(parsed, parsed.several).extend(rest)
+    return parsed
+
+
 def _parser() -> argparse.ArgumentParser:
     presets = "\n".join(f"  {name:24} {text}" for name, text in list_presets())
     parser = argparse.ArgumentParser(
@@ -111,30 +138,52 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"presets:\n{presets}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(interrupted=INTERRUPTED, several=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, run, text in (
-        ("train", _train, "train, or rehearse where there are no IPUs"),
-        ("evaluate", _evaluate, "score the weights on the validation images"),
-        ("plan", _plan, "show what would sit on which IPU"),
-    ):
+
+    def add(name: str, run: Callable[[argparse.Namespace], Optional[int]], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
+        return command
+
+    for command in (
+        add("train", _train, "train, or rehearse where there are no IPUs"),
+        add("plan", _plan, "show what would sit on which IPU"),
+    ):
         command.add_argument("preset", help="name of a preset, or path of a YAML file")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the preset's")
-    text = "write weights in another format"
-    command = commands.add_parser("convert", help=text, description=text)
-    command.set_defaults(run=_convert)
-    command.add_argument("source", help="weights of any format: a path or an address")
+        _add_overrides(command)
+
+    command = add("evaluate", _evaluate, "score weights on the validation images")
+    command.add_argument("source", help=SOURCE)
+    _add_overrides(command)
+    command.add_argument("--scores", type=Path, metavar="FILE", help="write the scores to a JSON file too")
+
+    command = add("predict", _predict, "tell what a trained model takes images for")
+    command.add_argument("source", help=SOURCE)
+    command.add_argument(
+        "images", nargs="+", metavar="image", help="image files and folders of them; key=value replaces a setting"
+    )
+    command.set_defaults(several="images")
+    command.add_argument("--top", type=int, default=5, metavar="N", help="classes to tell for each image (5)")
+    command.add_argument("--labels", metavar="FILE", help="names of the classes: a line for each, or JSON")
+    command.add_argument("--json", action="store_true", help="print a JSON object for each image")
+    command.add_argument("--attention", metavar="FOLDER", help="draw where the model looks, a PNG for each image")
+
+    command = add("convert", _convert, "write weights in another format")
+    command.add_argument("source", help="folder of a run, or weights of any format: a path or an address")
     command.add_argument("destination", help="file, or for huggingface folder, to write")
-    command.add_argument("--to", required=True, choices=FORMATS, help="format to write")
+    command.add_argument("--to", required=True, metavar="FORMAT", help="format to write; docs/weights.md lists them")
     command.add_argument("--heads", type=int, help="attention heads per layer, where the source does not tell")
     command.add_argument("--epsilon", type=float, help="epsilon of the layer norms, where the source does not tell")
-    for name, run, text in (
-        ("presets", _presets, "list the presets"),
-        ("models", _models, "list the models of the literature with the settings that make them"),
-    ):
-        commands.add_parser(name, help=text, description=text).set_defaults(run=run)
+
+    add("presets", _presets, "list the presets")
+    add("models", _models, "list the models of the literature with the settings that make them")
     return parser
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the source")
+    command.set_defaults(several="overrides")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from ipu_vit.download_bar import show_download
 from ipu_vit.errors import UserError
 from ipu_vit.models import build
 from ipu_vit.models.image_model import ImageModel
-from ipu_vit.report import show_download
 from ipu_vit.settings import Settings
 from ipu_vit.weights.fetch import fetch
-from ipu_vit.weights.load import load_weights
+from ipu_vit.weights.load import LoadReport, load_weights
 
 
 def build_model(settings: Settings) -> ImageModel:
@@ -22,12 +22,17 @@ def build_model(settings: Settings) -> ImageModel:
 
 def start_from_weights(model: ImageModel, settings: Settings) -> str:
     """Load the settings' weights into the model; returns what was done, in words."""
-    if settings.weights == "":
+    if settings.weights is None:
+        return "weights: random initial values"
+    return load_trained(model, settings).summary()
+
+
+def load_trained(model: ImageModel, settings: Settings) -> LoadReport:
+    """Load the weights of settings that name some; returns what became of them."""
+    if not settings.weights:
         raise UserError(
             "weights is not set: give a file of pre-trained weights, or weights=none for random initial ones"
         )
-    if settings.weights is None:
-        return "weights: random initial values"
     with show_download(settings.weights) as progress:
         path = fetch(settings.weights, progress=progress)
-    return load_weights(model, str(path), settings.weights_resize).summary()
+    return load_weights(model, str(path), settings.weights_resize)

@@ -11,7 +11,7 @@ import os
 import re
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import yaml
 from pydantic import ValidationError
@@ -21,7 +21,7 @@ from ipu_vit.settings import Section, Settings, accepted_values
 
 COMMAND_LINE = "on the command line"
 SHORTHANDS = {"data": "data.source"}
-PATHS = ("data.root", "output", "weights", "pipeline.executable_cache")
+PATHS = ("data.root", "output", "weights", "pipeline.executable_cache", "evaluation.real_labels")
 
 
 class Given(NamedTuple):
@@ -41,6 +41,21 @@ def load_settings(preset: str, overrides: Sequence[str]) -> Settings:
     for override in overrides:
         table.update(_read_override(override))
     return _build(table, name=path.stem)
+
+
+def settings_from(tree: Dict[str, Any], source: str, overrides: Sequence[str], needed: Sequence[str] = ()) -> Settings:
+    """Settings that something other than a preset tells, changed by overrides.
+
+    Raises UserError, besides those of presets, for a name in `needed` that neither of them gives.
+    """
+    where = f"in {source}"
+    table = {name: Given(value, where) for name, value in _flatten(tree, where)}
+    for override in overrides:
+        table.update(_read_override(override))
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise UserError(f"{source} does not tell {' and '.join(missing)}: give {' '.join(f'{n}=…' for n in missing)}")
+    return _build(table, name=Path(source).name)
 
 
 def save_settings(settings: Settings, path: Path) -> None:
@@ -67,15 +82,24 @@ def presets_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
+def is_preset(name: str) -> bool:
+    """Whether there is such a preset, by name or by path of its file."""
+    return _preset_file(name, folders=[Path(), presets_folder()]) is not None
+
+
 # --- files ---------------------------------------------------------------------------------------
+
+
+def _preset_file(preset: str, folders: Sequence[Path]) -> Optional[Path]:
+    name = preset if preset.endswith((".yml", ".yaml")) else preset + ".yml"
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def _find_preset(preset: str, folders: Sequence[Path], where: str) -> Path:
     """The file of a preset given by path or by name, with or without `.yml`."""
-    name = preset if preset.endswith((".yml", ".yaml")) else preset + ".yml"
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
+    path = _preset_file(preset, folders)
+    if path is not None:
+        return path
     names = [name for name, _ in list_presets()]
     near = sorted(names, key=lambda name: -SequenceMatcher(None, preset, name).ratio())[:3]
     raise UserError(f"there is no preset {preset!r} ({where}); the nearest are {', '.join(near)}")

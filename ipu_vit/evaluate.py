@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-import numpy as np
 import poptorch
 import torch
 from torch import Tensor
 
 from ipu_vit.build import build_model, start_from_weights
-from ipu_vit.data.loader import evaluation_loader, open_sources
-from ipu_vit.data.samples import NO_LABEL, check_readable
+from ipu_vit.data.loader import evaluation_loader
+from ipu_vit.data.samples import check_readable
 from ipu_vit.data.source import Source
+from ipu_vit.data.sources import open_validation
 from ipu_vit.device import Device
-from ipu_vit.errors import UserError
 from ipu_vit.options import evaluation_options
 from ipu_vit.parallel import place
 from ipu_vit.report import Report, show_unreadable
+from ipu_vit.scores import ClassScore, RealLabels, Score, score_of, worst_classes
 from ipu_vit.settings import Settings
 from ipu_vit.steps import EvaluationStep
+from ipu_vit.weights.atomic import replacing
 
-
-@dataclass(frozen=True)
-class Score:
-    """The result of one evaluation. Accuracies are shares of the images that were counted."""
-
-    top1: float
-    top5: float
-    images: int
-    predictions: np.ndarray  # class of each image, in the order of the source
-
-    def __str__(self) -> str:
-        return (
-            f"Valid Accuracy: {self.top1:.5f} (top-1 {100 * self.top1:.2f} %, top-5 {100 * self.top5:.2f} %, "
-            f"{self.images} images)"
-        )
+# Of what a class is taken for, so much is in the table; all of it is in the file.
+_SHOWN = 3
 
 
 class Evaluator:
@@ -50,6 +38,8 @@ class Evaluator:
         self._settings = settings
         self._source = source
         self._unreadable_log = unreadable_log
+        real = settings.evaluation.real_labels
+        self._real = RealLabels(real, source, settings.model.classes) if real else None
         self._options = evaluation_options(settings, device)
         self._model = build_model(settings).eval()
         place(self._model, settings.pipeline)
@@ -76,33 +66,46 @@ class Evaluator:
         finally:
             loader.terminate()
         self._executor.detachFromDevice()
-        return _score(torch.cat(best), torch.cat(labels).long(), len(self._source))
+        images = len(self._source)  # the rest is padding
+        return score_of(torch.cat(best)[:images].numpy(), torch.cat(labels)[:images].long().numpy(), self._real)
 
 
-def _score(best: Tensor, labels: Tensor, images: int) -> Score:
-    """Score predictions, best class first (N, 5), against labels (N,) of which some are padding."""
-    right = best == labels[:, None]
-    counted = labels != NO_LABEL
-    count = int(counted.sum())
-    if not count:
-        raise UserError("data.root holds no validation image that can be read, so there is nothing to score")
-    return Score(
-        top1=float(right[counted, 0].sum()) / count,
-        top5=float(right[counted].any(dim=1).sum()) / count,
-        images=count,
-        predictions=best[:images, 0].numpy(),
-    )
-
-
-def evaluate(settings: Settings, device: Device) -> Score:
-    """The `evaluate` command: score the weights that the settings name."""
+def evaluate(settings: Settings, device: Device, scores: Optional[Path] = None) -> Score:
+    """The `evaluate` command: score the weights that the settings name, and write a JSON file of it if asked to."""
     report = Report()
-    source = open_sources(settings).validation
+    source = open_validation(settings)
     model = build_model(settings)
-    report.say(start_from_weights(model, settings))
     with tempfile.TemporaryDirectory(prefix="ipu_vit-") as scratch:
         unreadable = Path(scratch) / "unreadable.txt"
-        score = Evaluator(settings, device, source, unreadable).score(model.state_dict(), report)
+        evaluator = Evaluator(settings, device, source, unreadable)
+        report.say(start_from_weights(model, settings))
+        score = evaluator.score(model.state_dict(), report)
         show_unreadable(report, unreadable)
+    worst = worst_classes(score, source.classes, settings.evaluation.worst_classes)
+    if worst:
+        _show_worst(report, worst)
     report.say(str(score))
+    if scores is not None:
+        _write(score, worst, settings, scores)
     return score
+
+
+def _show_worst(report: Report, worst: List[ClassScore]) -> None:
+    rows = [
+        [
+            f"{100 * entry.accuracy:.1f} %",
+            entry.name,
+            str(entry.images),
+            ", ".join(f"{name} ({number})" for name, number in entry.taken_for[:_SHOWN]),
+        ]
+        for entry in worst
+    ]
+    report.table("worst classes", ["accuracy", "class", "images", "taken for"], rows, words=(1, 3))
+
+
+def _write(score: Score, worst: List[ClassScore], settings: Settings, path: Path) -> None:
+    content: Dict[str, Any] = {"weights": settings.weights, **score.figures()}
+    if worst:
+        content["worst_classes"] = [{**entry._asdict(), "taken_for": dict(entry.taken_for)} for entry in worst]
+    with replacing(str(path)) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")

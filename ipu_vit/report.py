@@ -6,23 +6,15 @@ SDK's benchmark scripts read. The log file always has the lines.
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Callable, Iterator, List, NamedTuple, Optional
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ipu_vit.data.samples import unreadable_files
 from ipu_vit.models.image_model import ImageModel
@@ -67,18 +59,16 @@ class Report:
 
     def say(self, text: str) -> None:
         """Print a line, and log it with the time."""
-        # File names may hold bytes, and messages characters, that the terminal's encoding does not have.
-        encoding = self.console.encoding
-        self.console.print(text.encode(encoding, "backslashreplace").decode(encoding), markup=False)
+        self.console.print(self._printable(text), markup=False)
         self._write(text)
 
-    def table(self, title: str, columns: List[str], rows: List[List[str]]) -> None:
-        """Print a table; all but the second column are numbers."""
+    def table(self, title: str, columns: List[str], rows: List[List[str]], words: Sequence[int] = (1,)) -> None:
+        """Print a table; the columns numbered in `words` are text, the others numbers."""
         table = Table(title=title, title_justify="left", title_style="bold")
         for position, column in enumerate(columns):
-            table.add_column(column, justify="left" if position == 1 else "right")
+            table.add_column(column, justify="left" if position in words else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(self._printable(cell)) for cell in row))
             self._write(" | ".join(row))
         self.console.print(table)
 
@@ -114,6 +104,11 @@ class Report:
         else:
             self.console.print(step.line, markup=False)
 
+    def _printable(self, text: str) -> str:
+        """File names may hold bytes, and messages characters, that the terminal's encoding does not have."""
+        encoding = self.console.encoding
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+
     def _write(self, text: str) -> None:
         if self._log:
             for line in text.splitlines():
@@ -144,29 +139,6 @@ def show_plan(report: Report, settings: Settings, model: ImageModel, images: Opt
     if images is not None:
         text += f" over {images:,} images are {schedule.updates * plan.global_batch / images:.1f} epochs"
     report.say(text)
-
-
-@contextmanager
-def show_download(address: str) -> Iterator[Callable[[int, Optional[int]], None]]:
-    """What to tell of the bytes of a download: a bar on a terminal, a line elsewhere, nothing if there is none."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    name = re.split("[?#]", address)[0]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-
-        def show(done: int, total: Optional[int]) -> None:
-            if not bar.task_ids:
-                console.print(f"weights: downloading {name}", markup=False)
-                bar.add_task(name.rpartition("/")[2])
-            bar.update(bar.task_ids[0], completed=done, total=total)
-
-        yield show
 
 
 def show_unreadable(report: Report, log: Path) -> None:

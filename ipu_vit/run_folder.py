@@ -1,6 +1,7 @@
 """The folder of a run: its settings, its log, its losses, its checkpoints.
 
 settings.yml       the resolved settings
+labels.json        the names of the classes
 train.log          what was printed
 losses.jsonl       one line per host step: update, loss, accuracy, lr
 unreadable.txt     images that could not be read
@@ -15,10 +16,11 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Sequence, Tuple
 
 from ipu_vit.config import load_settings, save_settings
 from ipu_vit.errors import UserError
+from ipu_vit.labels import write_labels
 from ipu_vit.settings import Settings
 from ipu_vit.weights.atomic import replacing
 
@@ -73,6 +75,9 @@ class RunFolder:
     @property
     def pictures(self) -> Path:
         return self.path / "predictions.png"
+
+    def write_labels(self, names: Sequence[str]) -> None:
+        write_labels(names, self.path / "labels.json")
 
     def write_result(self, result: Dict[str, Any]) -> None:
         with replacing(str(self.path / "result.json")) as file:

@@ -14,11 +14,12 @@ import torch
 from ipu_vit.averaging import WeightAverage
 from ipu_vit.build import build_model, start_from_weights
 from ipu_vit.checkpoint import Checkpoint, Checkpoints, not_finite
-from ipu_vit.data.loader import open_sources, training_loader
+from ipu_vit.data.loader import training_loader
 from ipu_vit.data.samples import check_readable
+from ipu_vit.data.sources import open_sources
 from ipu_vit.device import Device
 from ipu_vit.errors import UserError
-from ipu_vit.evaluate import Evaluator, Score
+from ipu_vit.evaluate import Evaluator
 from ipu_vit.optim import DTYPES, build_optimizer, set_learning_rate
 from ipu_vit.options import training_options
 from ipu_vit.parallel import place
@@ -26,6 +27,7 @@ from ipu_vit.pictures import draw_predictions
 from ipu_vit.report import HostStep, Report, show_plan, show_unreadable
 from ipu_vit.run_folder import LossFile, RunFolder, make_folder, writing
 from ipu_vit.schedules import learning_rate
+from ipu_vit.scores import Score
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
 from ipu_vit.weights.writers import write_weights
@@ -54,6 +56,7 @@ class Trainer:
         self.folder = RunFolder(settings)
         if settings.export is not None:
             make_folder(Path(settings.export).parent, "export")
+        self.folder.write_labels(self.sources.training.classes)
         self.report = Report(self.folder.log)
         self.report.say(f"{settings.name} on {device.kind} ({device.reason}), output in {self.folder.path}")
         self.report.say(loaded)
@@ -223,7 +226,5 @@ class Trainer:
             write_weights("google", weights, settings.export, model.heads, model.norm_epsilon, precision)
             report.say(f"weights written to {settings.export}")
         show_unreadable(report, self.folder.unreadable)
-        self.folder.write_result(
-            {"update": self.update, "top1": score.top1, "top5": score.top5, "images": score.images}
-        )
+        self.folder.write_result({"update": self.update, **score.figures()})
         return score

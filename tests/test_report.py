@@ -17,8 +17,8 @@ from tiny_runs import settings_of, tiny_preset
 
 from ipu_vit.__main__ import main
 from ipu_vit.build import build_model
-from ipu_vit.evaluate import Score
 from ipu_vit.report import HostStep, Report, show_plan
+from ipu_vit.scores import Score
 
 # The regular expressions of the SDK's benchmark specifications.
 THROUGHPUT = r"throughput: *(.*?) samples\/sec"

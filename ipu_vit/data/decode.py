@@ -57,6 +57,14 @@ def decode(path: Union[str, os.PathLike[str]]) -> np.ndarray:
         raise UnreadableImage(name, _without_address(error)) from error
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """An opened picture as `decode` has it; raises UnreadableImage if it is of no kind that `decode` takes."""
+    try:
+        return np.array(_as_rgb(image))
+    except _Refused as refusal:
+        raise UnreadableImage(getattr(image, "filename", "") or "image", str(refusal)) from refusal
+
+
 class _Refused(Exception):
     pass
 

@@ -21,16 +21,19 @@ class ImageFolder:
 
     `setting` is how the user chose the folder, such as `data.root=/imagenet`, for messages. With
     `classes` (a validation folder is given those of the training folder) labels follow that list;
-    classes without a folder are fine then, folders without a class are not.
+    classes without a folder are fine then, folders without a class are not. Folders named by numbers
+    (ImageNet-V2) are positions in the list, unless its classes are numbers too.
 
     Hidden files and folders are left out: macOS and notebooks strew them about.
     """
 
     def __init__(self, folder: Path, setting: str, classes: Optional[Sequence[str]] = None) -> None:
         self.folder = folder
-        found = _class_folders(folder, setting)
+        found = class_folders(folder, setting)
         self.classes: List[str] = found if classes is None else list(classes)
         number_of = {name: number for number, name in enumerate(self.classes)}
+        if _are_numbers(found) and not any(map(str.isdigit, self.classes)):
+            number_of = {name: int(name) for name in found if int(name) < len(self.classes)}
         unknown = [name for name in found if name not in number_of]
         if unknown:
             raise UserError(
@@ -81,14 +84,19 @@ class PackedPaths(Sequence[str]):
         return os.fsdecode(self._text[start:end])
 
 
-def _class_folders(folder: Path, setting: str) -> List[str]:
+def class_folders(folder: Path, setting: str) -> List[str]:
+    """The names of the classes in a folder, in order: as text, or as numbers if all are numbers, as in ImageNet-V2."""
     try:
         found = sorted(entry.name for entry in _visible(folder) if entry.is_dir())
     except OSError as error:
         raise UserError(f"{setting}: {folder} cannot be read ({error.strerror}); expected {LAYOUT}") from error
     if not found:
         raise UserError(f"{setting}: {folder} holds no class folders; expected {LAYOUT}")
-    return found
+    return sorted(found, key=int) if _are_numbers(found) else found
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isascii() and name.isdigit() for name in names)
 
 
 def _image_files(folder: Path) -> List[str]:

@@ -8,58 +8,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import poptorch
 from torch.utils.data import Dataset
 
-from ipu_vit.data.folder import ImageFolder
-from ipu_vit.data.generated import GeneratedImages
 from ipu_vit.data.mixing import build_mixing
-from ipu_vit.data.prepare import prepare
 from ipu_vit.data.samples import EvaluationSamples, Sample, TrainingSamples, worker_init
 from ipu_vit.data.source import Source
 from ipu_vit.data.transforms import evaluation_transform, training_transform
-from ipu_vit.errors import UserError
 from ipu_vit.settings import Settings
-
-# Validation images when they are generated: enough for a few host batches.
-_GENERATED_VALIDATION_IMAGES = 1000
-
-
-class Sources(NamedTuple):
-    """The images of a run."""
-
-    training: Source
-    validation: Source
-
-
-def open_sources(settings: Settings) -> Sources:
-    """Find the images, writing them first if they are the package's own to write.
-
-    Raises UserError when they are missing or do not have the model's number of classes.
-    """
-    data, classes = settings.data, settings.model.classes
-    if data.source == "generated":
-        size, seed = settings.model.image_size, settings.seed
-        return Sources(
-            GeneratedImages(data.generated_images, size, classes, seed),
-            GeneratedImages(_GENERATED_VALIDATION_IMAGES, size, classes, seed + 1),
-        )
-    if not data.root:
-        raise UserError(
-            "data.root is not set: give the folder that holds the images as "
-            f"{data.train_split}/CLASS/*.JPEG and {data.validation_split}/CLASS/*.JPEG, or use data=generated"
-        )
-    prepare(data)
-    root = Path(data.root)
-    training = ImageFolder(root / data.train_split, f"data.root={root}")
-    if len(training.classes) != classes:
-        raise UserError(
-            f"model.classes={classes} but data.root={root} has {len(training.classes)} class folders in "
-            f"{data.train_split}; set model.classes={len(training.classes)}"
-        )
-    return Sources(training, ImageFolder(root / data.validation_split, f"data.root={root}", training.classes))
 
 
 def training_loader(

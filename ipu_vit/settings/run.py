@@ -22,6 +22,10 @@ class EvaluationSettings(Section):
     every: int = Field(0, ge=0, description="weight updates between evaluations; 0: only at the end")
     micro_batch: int = Field(4, gt=0, description="images per pass through the pipeline")
     pictures: int = Field(12, ge=0, description="validation images drawn with their predictions at the end")
+    real_labels: Optional[str] = Field(
+        None, description="JSON file of reassessed labels of ImageNet's validation images (ReaL), to score by too"
+    )
+    worst_classes: int = Field(0, ge=0, description="classes with the lowest accuracy that `evaluate` lists")
 
 
 class CheckpointSettings(Section):

@@ -25,6 +25,7 @@ from ipu_vit.weights.download import Source, obtain
 from ipu_vit.weights.shapes import listed
 
 CONFIG = "config.json"
+PREPARATION = "preprocessor_config.json"
 # A model's weights are in the first of these that it has; an index lists the files they are spread over.
 WEIGHTS = (
     "model.safetensors",
@@ -86,6 +87,7 @@ class HubModel:
         weights = next((path for path in map(get, WEIGHTS) if path), None) if get(CONFIG) else None
         if weights is None or not all(map(get, self._shards(weights))):
             return None
+        get(PREPARATION)  # which a model may lack
         return weights.parent
 
     def _shards(self, weights: Path) -> List[str]:
