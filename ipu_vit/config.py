@@ -18,10 +18,13 @@ from pydantic import ValidationError
 
 from ipu_vit.errors import UserError
 from ipu_vit.settings import Section, Settings, accepted_values
+from ipu_vit.shrink import shrunk
 
 COMMAND_LINE = "on the command line"
 SHORTHANDS = {"data": "data.source"}
 PATHS = ("data.root", "output", "weights", "pipeline.executable_cache")
+# Two ways to say one thing: whoever says it the one way takes back what a base had said the other way.
+ALTERNATIVES = {"pipeline.ipus": "pipeline.layers_per_ipu", "pipeline.layers_per_ipu": "pipeline.ipus"}
 
 
 class Given(NamedTuple):
@@ -35,12 +38,21 @@ Table = Dict[str, Given]
 
 
 def load_settings(preset: str, overrides: Sequence[str]) -> Settings:
-    """The settings of a preset, by name or by path of its file, changed by `section.key=value` overrides."""
+    """The settings of a preset, by name or by path of its file, changed by `section.key=value` overrides.
+
+    With `shrink` they are those of a small run; what stands beside it, or on the command line, stays as it is.
+    """
     path = _find_preset(preset, folders=[Path(), presets_folder()], where=COMMAND_LINE)
-    table = _read_preset(path, readers=[])
+    overriding: Table = {}
     for override in overrides:
-        table.update(_read_override(override))
-    return _build(table, name=path.stem)
+        overriding.update(_read_override(override))
+    table = _join(_read_preset(path, readers=[]), overriding)
+    settings = _build(table, name=path.stem)
+    if not settings.shrink:
+        return settings
+    stays = {COMMAND_LINE, table["shrink"].where}
+    small = shrunk(settings, kept={name for name, given in table.items() if given.where in stays})
+    return _build({**table, **{name: Given(value, "of a shrunk run") for name, value in small.items()}}, path.stem)
 
 
 def save_settings(settings: Settings, path: Path) -> None:
@@ -95,7 +107,13 @@ def _read_preset(path: Path, readers: Sequence[Path]) -> Table:
     own = {name: Given(value, where) for name, value in _flatten(tree, where)}
     if "weights" in own:
         own["weights"] = Given(_beside(path, own["weights"].value), where)
-    return {**table, **own}
+    return _join(table, own)
+
+
+def _join(older: Table, newer: Table) -> Table:
+    """A table with another one on top of it."""
+    outdated = {ALTERNATIVES.get(name) for name in newer}
+    return {**{name: given for name, given in older.items() if name not in outdated}, **newer}
 
 
 def _parse_file(path: Path) -> Dict[Any, Any]:
