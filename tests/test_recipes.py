@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+from functools import reduce
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
 
@@ -18,7 +19,7 @@ from tiny_runs import CPU, losses
 from ipu_vit.build import build_model
 from ipu_vit.config import list_presets, load_settings, presets_folder
 from ipu_vit.report import Report, show_plan
-from ipu_vit.settings import Settings
+from ipu_vit.settings import Section, Settings
 from ipu_vit.train import train
 
 PRESETS = [name for name, _ in list_presets()]
@@ -144,7 +145,8 @@ TRAITS: Dict[str, Dict[str, Any]] = {
     r"_lamb_": {"optimizer.eps": 1e-6, "optimizer.loss_scaling": 1024.0, "optimizer.accumulator_type": "float32"},
     r"_pre_": {"weights": None},
     r"_(ft|ft384|cifar10|cifar100|pets|flowers|vtab)_": {"weights": ""},
-    r"_ft384_classy_(?=4)": {"model.representation": 3072},
+    r"_b(16|32)_ft384_classy_": {"model.representation": 3072},
+    r"_l(16|32)_ft384_classy_": {"model.representation": 4096},
     r"_(ft|cifar10|cifar100|pets|flowers|vtab)_|_ft384_(mmcls|jax|bigvision)": {"model.representation": None},
 }  # fmt: skip
 
@@ -184,16 +186,16 @@ def updates(text: str, images: int) -> Any:
 
 
 def value(settings: Settings, name: str) -> Any:
-    section, _, key = name.rpartition(".")
-    return getattr(getattr(settings, section) if section else settings, key)
+    return reduce(getattr, name.split("."), settings)
 
 
 def different(first: Settings, second: Settings) -> List[str]:
     """Dotted names of what differs."""
-    trees = first.model_dump(), second.model_dump()
-    flat = [{f"{k}.{key}": v for k, part in tree.items() if isinstance(part, dict) for key, v in part.items()}
-            | {k: v for k, v in tree.items() if not isinstance(v, dict)} for tree in trees]  # fmt: skip
-    return [name for name, before in flat[0].items() if flat[1][name] != before]
+    names = []
+    for part, field in Settings.model_fields.items():
+        is_group = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        names += [f"{part}.{key}" for key in field.annotation.model_fields] if is_group else [part]  # type: ignore[union-attr]
+    return [name for name in names if value(first, name) != value(second, name)]
 
 
 # --- the files -----------------------------------------------------------------------------------
