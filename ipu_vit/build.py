@@ -30,4 +30,4 @@ def start_from_weights(model: ImageModel, settings: Settings) -> str:
         return "weights: random initial values"
     with show_download(settings.weights) as progress:
         path = fetch(settings.weights, progress=progress)
-    return load_weights(model, str(path)).summary()
+    return load_weights(model, str(path), settings.weights_resize).summary()

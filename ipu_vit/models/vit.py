@@ -136,6 +136,7 @@ class VisionTransformer(ImageModel):
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         norm_epsilon: float = 1e-6,
+        head_bias: float = 0.0,
         stem: Optional[Stem] = None,
     ) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class VisionTransformer(ImageModel):
             EncoderLayer(width, heads, mlp_width, dropout, attention_dropout, norm_epsilon, rate)
             for rate in rising_rates(drop_path, depth)
         )
-        self.head = Head(width, classes, representation, norm_epsilon, pooling, class_token, pool_norm)
+        self.head = Head(width, classes, representation, norm_epsilon, pooling, class_token, pool_norm, head_bias)
         self.initialise()
 
     @torch.no_grad()
@@ -167,4 +168,4 @@ class VisionTransformer(ImageModel):
             elif parameter.dim() == 2:
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.embedding.position, std=0.02)
-        nn.init.zeros_(self.head.classify.weight)
+        self.head.start_even()
