@@ -43,10 +43,7 @@ def load_settings(preset: str, overrides: Sequence[str]) -> Settings:
     With `shrink` they are those of a small run; what stands beside it, or on the command line, stays as it is.
     """
     path = _find_preset(preset, folders=[Path(), presets_folder()], where=COMMAND_LINE)
-    overriding: Table = {}
-    for override in overrides:
-        overriding.update(_read_override(override))
-    table = _join(_read_preset(path, readers=[]), overriding)
+    table = _join(_read_preset(path, readers=[]), _read_overrides(overrides))
     settings = _build(table, name=path.stem)
     if not settings.shrink:
         return settings
@@ -140,6 +137,10 @@ def _beside(preset: Path, value: Any) -> Any:
 
 
 # --- overrides -----------------------------------------------------------------------------------
+
+
+def _read_overrides(overrides: Sequence[str]) -> Table:
+    return {name: given for override in overrides for name, given in _read_override(override).items()}
 
 
 def _read_override(override: str) -> Table:
