@@ -58,7 +58,8 @@ class Trainer:
             make_folder(Path(settings.export).parent, "export")
         self.folder.write_labels(self.sources.training.classes)
         self.report = Report(self.folder.log)
-        self.report.say(f"{settings.name} on {device.kind} ({device.reason}), output in {self.folder.path}")
+        shrunk = ", shrunk to a tiny model, generated images and a few updates," if settings.shrink else ""
+        self.report.say(f"{settings.name}{shrunk} on {device.kind} ({device.reason}), output in {self.folder.path}")
         self.report.say(loaded)
         show_plan(self.report, settings, self.model, len(self.sources.training))
 

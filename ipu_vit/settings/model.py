@@ -101,7 +101,7 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> ModelSettings:
-        pixels = self.patch_size * self._pixels_per_feature()
+        pixels = self.patch_size * pixels_per_feature(self.resnet_depths)
         if self.image_size % pixels:
             lower = self.image_size // pixels * pixels
             near = [size for size in (lower, lower + pixels) if size]
@@ -121,11 +121,12 @@ class ModelSettings(Section):
             )
         return self
 
-    def _pixels_per_feature(self) -> int:
-        """Height and width in pixels of what a patch counts: each stage of a ResNet after the first halves."""
-        if self.resnet_depths is None:
-            return 1
-        return 4 * 2 ** max(len(self.resnet_depths) - 1, 0)
+
+def pixels_per_feature(resnet_depths: Optional[List[int]]) -> int:
+    """Height and width in pixels of what a patch counts: each stage of a ResNet after the first halves."""
+    if resnet_depths is None:
+        return 1
+    return 4 * 2 ** max(len(resnet_depths) - 1, 0)
 
 
 def _as_typed(value: object) -> str:

@@ -94,9 +94,10 @@ class Settings(Section):
     def _layers_add_up(self) -> Settings:
         placed, depth = sum(self.pipeline.layers_per_ipu), self.model.depth
         if placed != depth:
+            fitting = _fitting_layers(self.model, len(self.pipeline.layers_per_ipu))
             raise ValueError(
                 f"pipeline.layers_per_ipu={self.pipeline.layers_per_ipu} places {placed} layers but "
-                f"model.depth={depth}; for example {_even_layers(depth, len(self.pipeline.layers_per_ipu))} would fit"
+                f"model.depth={depth}; for example {fitting} would fit"
             )
         return self
 
@@ -165,9 +166,9 @@ class Settings(Section):
         return self
 
 
-def _even_layers(depth: int, ipus: int) -> List[int]:
-    """Layers for each IPU, as even as can be; the first and the last, with work of their own, get fewer."""
-    if depth < ipus - 2:
-        return [depth]
-    inner_first = [*range(1, ipus - 1), 0, ipus - 1][:ipus]
-    return [depth // ipus + (inner_first.index(ipu) < depth % ipus) for ipu in range(ipus)]
+def _fitting_layers(model: ModelSettings, ipus: int) -> List[int]:
+    """A split that would do: over as many IPUs, or over fewer where there would be too few layers for them."""
+    parts = costs(**model.model_dump()).parts
+    while ipus > len(parts):
+        ipus //= 2
+    return balanced_layers(parts, ipus)
