@@ -81,7 +81,9 @@ def load_weights(model: nn.Module, path: str, resize: str = "bilinear") -> LoadR
             parameters[POSITION].copy_(fixed_positions(shapes[POSITION][1:], class_token=has))
     strangers = [name for name in file.shapes if name not in shapes and not within(name, dropped)]
     unused = (*file.unused, *strangers)
-    remarks = [*file.remarks, *_compare_epsilon(file, model)]
+    remarks = _compare_epsilon(file, model)
+    if file.norms_mean:
+        remarks.append("its last norm follows the mean of the patches and is read as head.norm (model.pool_norm=after)")
     if fixed:
         remarks.append("positions are fixed sines and cosines, which the file has no need to hold")
     return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, unused, tuple(remarks))
