@@ -90,7 +90,8 @@ TRAITS: Dict[str, Dict[str, Any]] = {
     r"vit_b32_": {"model.patch_size": 32, "model.width": 768, "model.depth": 12, "model.heads": 12},
     r"vit_l16_": {"model.patch_size": 16, "model.width": 1024, "model.depth": 24, "model.heads": 16},
     r"vit_l32_": {"model.patch_size": 32, "model.width": 1024, "model.depth": 24, "model.heads": 16},
-    r"vit_s16_": {"model.width": 384, "model.heads": 6, "model.mlp_width": 1536, "loss.kind": "softmax"},
+    r"vit_s16_": {"model.fixed_positions": True, "model.width": 384, "model.heads": 6, "model.mlp_width": 1536},
+    r"vit_s16": {"loss.kind": "softmax"},
     r"mixer_": {"model.kind": "mixer", "model.tokens_mlp_width": 384, "model.mlp_width": 3072, "model.depth": 12},
     r"_(mmcls|mmpretrain|classy)_": {"model.attention_dropout": 0.0, "loss.kind": "softmax"},
     r"_pre_(mmcls|mmpretrain)_\d": {

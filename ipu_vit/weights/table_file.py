@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ipu_vit.errors import UserError
+from ipu_vit.models.positions import grid_side
 from ipu_vit.weights.container import Container, check_floating
 from ipu_vit.weights.parameters import CLASS_TOKEN, POSITION, REPRESENTATION, STEM
-from ipu_vit.weights.positions import grid_side
 from ipu_vit.weights.shapes import Shape, listed
 from ipu_vit.weights.table import Format, Row
 
