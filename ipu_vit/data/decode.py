@@ -47,6 +47,11 @@ def decode(path: Union[str, os.PathLike[str]]) -> np.ndarray:
             data = file.read()
     except OSError as error:
         raise UnreadableImage(name, error.strerror or str(error)) from error
+    return decode_bytes(data, name)
+
+
+def decode_bytes(data: bytes, name: str) -> np.ndarray:
+    """What `decode` makes of a file with this content; `name` is for the message of UnreadableImage."""
     if not data:
         raise UnreadableImage(name, "file is empty")
     try:

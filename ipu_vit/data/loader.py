@@ -29,7 +29,7 @@ def training_loader(
     samples = TrainingSamples(
         source,
         _as_it_is
-        if data.source == "generated"
+        if data.is_random
         else TrainingTransform(
             settings.model.image_size, data.crop_area, data.crop_ratio, data.interpolation, data.flip
         ),

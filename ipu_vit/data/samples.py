@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ipu_vit.data.decode import UnreadableImage
-from ipu_vit.data.source import Source
+from ipu_vit.data.source import DAMAGED, DamagedSource, Source
 from ipu_vit.errors import UserError
 
 MOST_TRIES = 100
@@ -35,7 +35,7 @@ NO_LABEL = -1
 """The label of padding, and of images that evaluation skips."""
 
 UNREADABLE = -2
-"""The label that tells of an image nobody could read; see `check_readable`."""
+"""The label that tells of an image nobody could read, or of a damaged data set; see `check_readable`."""
 
 Sample = Tuple[Tensor, Tensor]
 """An image, uint8 (3, size, size), and its label, an int64 scalar."""
@@ -98,6 +98,9 @@ class TrainingSamples(Dataset[Sample]):
                 return index, self.source.load(index)
             except UnreadableImage as error:
                 _log_unreadable(self.unreadable_log, f"{self.source.name(index)}: {error.reason}")
+            except DamagedSource as error:
+                _log_unreadable(self.unreadable_log, str(error))
+                return None
         return None
 
 
@@ -138,6 +141,9 @@ class EvaluationSamples(Dataset[Sample]):
         except UnreadableImage as error:
             _log_unreadable(self.unreadable_log, f"{self.source.name(item)}: {error.reason}")
             return _blank(self.image_size, NO_LABEL if self.skip_unreadable else UNREADABLE)
+        except DamagedSource as error:
+            _log_unreadable(self.unreadable_log, str(error))
+            return _blank(self.image_size, UNREADABLE)
         return _tensors(self.transform(image), self.source.label(item))
 
 
@@ -160,13 +166,16 @@ def worker_init(worker: int) -> None:
 
 
 def check_readable(labels: Tensor, log: Optional[Path]) -> None:
-    """Raise UserError if labels tell of images that nobody could read.
+    """Raise UserError if labels tell of images that nobody could read, or of a damaged data set.
 
     Samples are made in other processes, whose exceptions arrive as tracebacks; a label arrives as
     it is.
     """
     if bool((labels == UNREADABLE).any()):
         names = unreadable_files(log) if log is not None else []
+        damaged = [name for name in names if DAMAGED in name]
+        if damaged:
+            raise UserError(damaged[0])
         last = f", for example {names[-1]}" if names else ""
         raise UserError(
             f"data.root holds images that cannot be read{last}; replace them, or have evaluation leave them out with "

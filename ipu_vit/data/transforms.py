@@ -27,7 +27,7 @@ class WholeImage:
 def evaluation_transform(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
     """From uint8 (height, width, 3) to the uint8 (3, S, S) that the model is evaluated on."""
     data, size = settings.data, settings.model.image_size
-    if data.source == "generated":
+    if data.is_random:
         return channels_first
     if data.evaluation_resize is None:
         return WholeImage(size, data.interpolation)
