@@ -40,7 +40,7 @@ def pack_splits(
         folder = destination if split == "." else destination / split
         console.print(f"packing {len(images):,} images of {source / split} into {folder}", markup=False)
         with _bar(console, len(images)) as progress:
-            contents = pack(images, folder, storing, progress, threads=len(os.sched_getaffinity(0)))
+            contents = pack(images, folder, storing, progress, threads=os.cpu_count() or 1)
         size = sum(contents.shards.values()) / 1e6
         console.print(f"packed: {len(contents.shards)} shards, {size:,.1f} MB", markup=False)
 
