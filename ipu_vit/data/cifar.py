@@ -121,20 +121,30 @@ def open_cifar(root: Path, split: str, classes: int) -> Cifar:
         read = _reader(root, layout)
         if read is not None:
             try:
-                files = read([layout.names, *layout.splits[split]])
-                parts = [_records(files[name], layout, name) for name in layout.splits[split]]
-                names = _names(files[layout.names], layout)
-            except (OSError, EOFError, KeyError, zlib.error, tarfile.TarError) as error:
+                return _open(read, layout, split, classes)
+            except (OSError, EOFError, zlib.error, tarfile.TarError, _Refused) as error:
                 reason = getattr(error, "strerror", None) or error
-                raise UserError(f"data.root={root}: {layout.archive} is not whole: {reason}") from error
-            except (_NotData, ValueError) as error:
-                raise UserError(f"data.root={root}: {error}") from error
-            pixels, labels = (np.concatenate(several) for several in zip(*parts))
-            if len(names) != classes or labels.min() < 0 or labels.max() >= classes:
-                raise UserError(f"data.root={root}: {layout.archive} has other classes than the {classes} of CIFAR")
-            return Cifar(pixels, labels, names, f"cifar{classes}/{split}")
+                raise UserError(f"data.root={root}: {layout.archive} cannot be used: {reason}") from error
     known = ", ".join(layout.archive for layout in LAYOUTS[classes])
     raise UserError(f"data.root={root} holds no CIFAR-{classes}; expected {known}, or one of them unpacked")
+
+
+class _Refused(Exception):
+    """Files that are not CIFAR's."""
+
+
+def _open(read: Read, layout: Layout, split: str, classes: int) -> Cifar:
+    wanted = [layout.names, *layout.splits[split]]
+    files = read(wanted)
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        raise _Refused(f"{missing[0]} is missing")
+    parts = [_records(files[name], layout, name) for name in layout.splits[split]]
+    pixels, labels = (np.concatenate(several) for several in zip(*parts))
+    names = _names(files[layout.names], layout)
+    if len(names) != classes or labels.max() >= classes:
+        raise _Refused(f"it has other classes than the {classes} of CIFAR-{classes}")
+    return Cifar(pixels, labels, names, f"cifar{classes}/{split}")
 
 
 def _reader(root: Path, layout: Layout) -> Optional[Read]:
@@ -148,7 +158,7 @@ def _reader(root: Path, layout: Layout) -> Optional[Read]:
 
 
 def _unpacked(folder: Path, names: Sequence[str]) -> Dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in names}
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
 
 
 def _packed(archive: Path, folder: str, names: Sequence[str]) -> Dict[str, bytes]:
@@ -164,29 +174,29 @@ def _packed(archive: Path, folder: str, names: Sequence[str]) -> Dict[str, bytes
 
 def _names(content: bytes, layout: Layout) -> List[str]:
     if layout.is_binary:
-        return content.decode().split()
-    return [str(name) for name in _unpickle(content, layout.names)[layout.keys[1]]]
+        return content.decode("latin-1").split()
+    (names,) = _unpickle(content, layout.names, layout.keys[1])
+    if not isinstance(names, list):
+        raise _Refused(f"{layout.names} does not hold the names of classes")
+    return [name.decode("latin-1") if isinstance(name, bytes) else str(name) for name in names]
 
 
 def _records(content: bytes, layout: Layout, name: str) -> Tuple[np.ndarray, np.ndarray]:
     """Pixels, uint8 (images, 3072), and labels, int64."""
     if layout.is_binary:
-        if len(content) % (layout.label_bytes + PIXELS):
-            raise ValueError(f"{name} is cut short: its {len(content):,} bytes are no whole number of images")
+        if len(content) == 0 or len(content) % (layout.label_bytes + PIXELS):
+            raise _Refused(f"{name} is cut short: its {len(content):,} bytes are no whole number of images")
         records = np.frombuffer(content, np.uint8).reshape(-1, layout.label_bytes + PIXELS)
         return records[:, layout.label_bytes :], records[:, layout.label_bytes - 1].astype(np.int64)
-    batch = _unpickle(content, name)
-    pixels, labels = batch["data"], np.asarray(batch[layout.keys[0]], np.int64)
-    if not isinstance(pixels, _Array) or pixels.values.shape != (len(labels), PIXELS):
-        raise ValueError(f"{name} does not hold {PIXELS} bytes for each of its {len(labels)} labels")
-    return pixels.values, labels
+    pixels, labels = _unpickle(content, name, "data", layout.keys[0])
+    if not isinstance(labels, list) or not all(isinstance(label, int) and 0 <= label < 100 for label in labels):
+        raise _Refused(f"{name} does not hold a list of labels")
+    if not isinstance(pixels, _Array) or not labels or pixels.values.shape != (len(labels), PIXELS):
+        raise _Refused(f"{name} does not hold {PIXELS} bytes for each of its {len(labels)} labels")
+    return pixels.values, np.array(labels, np.int64)
 
 
 # --- pickles -------------------------------------------------------------------------------------
-
-
-class _NotData(Exception):
-    """A pickle asks for something that could run code."""
 
 
 class _Array:
@@ -228,17 +238,22 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _KNOWN[module, name]
         except KeyError:
-            raise _NotData(f"{module}.{name}") from None
+            raise _Refused(f"{module}.{name}, which could run code") from None
 
 
-def _unpickle(content: bytes, name: str) -> Dict[str, Any]:
+def _unpickle(content: bytes, name: str, *keys: str) -> List[Any]:
+    """The values of keys of a pickled dictionary."""
     try:
         # Texts of Python 2 are bytes of no known encoding; this one fits them all.
         found = _Unpickler(io.BytesIO(content), encoding="latin-1").load()
-    except _NotData as error:
-        raise _NotData(f"{name} asks for {error}, which could run code; CIFAR's files hold data only") from error
+    except _Refused as error:
+        raise _Refused(f"{name} asks for {error}, where CIFAR's holds only data") from error
     except Exception as error:  # a damaged pickle raises anything
-        raise ValueError(f"{name} is damaged: {error}") from error
+        raise _Refused(f"{name} is damaged: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{name} holds a {type(found).__name__}; a dictionary is accepted")
-    return {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
+        raise _Refused(f"{name} holds a {type(found).__name__}; a dictionary is accepted")
+    values = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in found.items()}
+    lacking = [key for key in keys if key not in values]
+    if lacking:
+        raise _Refused(f"{name} lacks {lacking[0]}")
+    return [values[key] for key in keys]
