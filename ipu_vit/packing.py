@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, Optional, Sequence
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ipu_vit.data.pack import Storing, pack
-from ipu_vit.data.sources import open_split
+from ipu_vit.data.part import name_of
+from ipu_vit.data.sources import DISTRIBUTED, open_split
 from ipu_vit.errors import UserError
 from ipu_vit.settings import DataSettings
 
@@ -36,7 +36,9 @@ def pack_splits(
     data = _settings(kind, source)
     console = Console(highlight=False, soft_wrap=True)
     for split in splits or _found(data, source):
-        images = open_split(data.model_copy(update={"train_split": split}), "train_split")
+        if name_of(split) != split:
+            raise UserError(f"--splits={split} is a part of a split; pack the whole, of which runs may take parts")
+        images = open_split(data, "--splits", split)
         folder = destination if split == "." else destination / split
         console.print(f"packing {len(images):,} images of {source / split} into {folder}", markup=False)
         with _bar(console, len(images)) as progress:
@@ -58,13 +60,10 @@ def _storing(resize: Optional[int], quality: Optional[int], decoded: Optional[in
 
 
 def _settings(kind: str, source: Path) -> DataSettings:
-    try:
-        data = DataSettings.model_validate({"source": kind, "root": str(source)})
-    except ValidationError:
-        data = None
-    if data is None or data.is_random:
-        raise UserError(f"--format={kind} is no data set of files; accepted are the other values of data.source")
-    return data
+    kinds = ("folder", *DISTRIBUTED)
+    if kind not in kinds:
+        raise UserError(f"--format={kind} is no data set of files; accepted are {', '.join(kinds)}")
+    return DataSettings.model_validate({"source": kind, "root": str(source)})
 
 
 def _found(data: DataSettings, source: Path) -> Sequence[str]:

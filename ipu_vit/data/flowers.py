@@ -40,7 +40,8 @@ def _matlab(path: Path) -> Dict[str, np.ndarray]:
     from scipy.io import loadmat  # half a second
 
     try:
-        return loadmat(path)
+        with path.open("rb") as file:
+            return loadmat(file)
     except Exception as error:  # loadmat has no exception of its own for damage
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"data.root={path.parent}: {path.name} cannot be read: {reason}") from error

@@ -11,6 +11,7 @@ from typing import Match, Sequence
 import numpy as np
 
 from ipu_vit.data.source import Source
+from ipu_vit.errors import UserError
 from ipu_vit.settings.data import SPLIT
 
 
@@ -55,7 +56,8 @@ def part_of(source: Source, split: str) -> Source:
 
 def _parsed(split: str) -> Match[str]:
     found = SPLIT.fullmatch(split)
-    assert found is not None, "settings let no other text through"
+    if found is None:  # settings let no such text through
+        raise UserError(f"{split!r} is neither the name of a split nor a part of one such as train[:98%]")
     return found
 
 

@@ -62,9 +62,9 @@ def open_sources(settings: Settings) -> Sources:
         training = GeneratedImages(data.generated_images, size, settings.model.classes, seed)
         return Sources(training, open_validation(settings))
     _find_root(data)
-    images = open_split(data, "train_split")
+    images = open_split(data, "data.train_split", data.train_split)
     _check_classes(settings, len(images.classes), data.train_split)
-    return Sources(images, open_split(data, "validation_split", images.classes))
+    return Sources(images, open_split(data, "data.validation_split", data.validation_split, images.classes))
 
 
 def open_validation(settings: Settings) -> Source:
@@ -81,31 +81,28 @@ def open_validation(settings: Settings) -> Source:
     classes_of_training = _classes_of_training(data)
     if classes_of_training is not None:
         _check_classes(settings, len(classes_of_training), data.train_split)
-    images = open_split(data, "validation_split", classes_of_training)
+    images = open_split(data, "data.validation_split", data.validation_split, classes_of_training)
     _check_classes(settings, len(images.classes), data.validation_split)
     return images
 
 
-def open_split(data: DataSettings, which: str, classes: Optional[Sequence[str]] = None) -> Source:
-    """The images of the setting `train_split` or `validation_split`, which have the given classes if they are folders.
+def open_split(data: DataSettings, setting: str, split: str, classes: Optional[Sequence[str]] = None) -> Source:
+    """The images of a split, which the user chose by `setting`; of the given classes if they are folders.
 
     Raises UserError when they are missing or damaged.
     """
-    split: str = getattr(data, which)
     root, name = Path(str(data.root)), name_of(split)
-    setting = f"data.root={root}"
     if data.source == "folder":
-        source: Source = (PackedImages if is_pack(root / name) else ImageFolder)(root / name, setting, classes)
+        kind = PackedImages if is_pack(root / name) else ImageFolder
+        source: Source = kind(root / name, f"data.root={root}", classes)
     else:
         known = DISTRIBUTED[data.source]
         if known.splits and name not in known.splits:
-            raise UserError(
-                f"data.{which}={split} is no split of {data.source}; accepted are {', '.join(known.splits)}"
-            )
+            raise UserError(f"{setting}={split} is no split of {data.source}; accepted are {', '.join(known.splits)}")
         source = known.open(root, name)
     part = part_of(source, split)
     if len(part) == 0:
-        raise UserError(f"data.{which}={split} is empty: the split has {len(source)} images")
+        raise UserError(f"{setting}={split} is empty: the split has {len(source)} images")
     return part
 
 
