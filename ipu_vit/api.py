@@ -23,8 +23,8 @@ from ipu_vit.models.image_model import ImageModel
 from ipu_vit.settings import Settings
 from ipu_vit.trained import Trained, find_trained
 from ipu_vit.weights.load import LoadReport
+from ipu_vit.weights.parameters import CLASSIFY
 from ipu_vit.weights.shapes import listed
-from ipu_vit.weights.table import CLASSIFY
 
 BATCH = 16
 """Images that go through the model at once."""

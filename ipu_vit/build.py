@@ -35,4 +35,4 @@ def load_trained(model: ImageModel, settings: Settings) -> LoadReport:
         )
     with show_download(settings.weights) as progress:
         path = fetch(settings.weights, progress=progress)
-    return load_weights(model, str(path))
+    return load_weights(model, str(path), settings.weights_resize)

@@ -18,10 +18,13 @@ from pydantic import ValidationError
 
 from ipu_vit.errors import UserError
 from ipu_vit.settings import Section, Settings, accepted_values
+from ipu_vit.shrink import shrunk
 
 COMMAND_LINE = "on the command line"
 SHORTHANDS = {"data": "data.source"}
 PATHS = ("data.root", "output", "weights", "pipeline.executable_cache", "evaluation.real_labels")
+# Two ways to say one thing: whoever says it the one way takes back what a base had said the other way.
+ALTERNATIVES = {"pipeline.ipus": "pipeline.layers_per_ipu", "pipeline.layers_per_ipu": "pipeline.ipus"}
 
 
 class Given(NamedTuple):
@@ -35,12 +38,12 @@ Table = Dict[str, Given]
 
 
 def load_settings(preset: str, overrides: Sequence[str]) -> Settings:
-    """The settings of a preset, by name or by path of its file, changed by `section.key=value` overrides."""
+    """The settings of a preset, by name or by path of its file, changed by `section.key=value` overrides.
+
+    With `shrink` they are those of a small run; what stands beside it, or on the command line, stays as it is.
+    """
     path = _find_preset(preset, folders=[Path(), presets_folder()], where=COMMAND_LINE)
-    table = _read_preset(path, readers=[])
-    for override in overrides:
-        table.update(_read_override(override))
-    return _build(table, name=path.stem)
+    return _build_or_shrink(_join(_read_preset(path, readers=[]), _read_overrides(overrides)), path.stem)
 
 
 def settings_from(tree: Dict[str, Any], source: str, overrides: Sequence[str], needed: Sequence[str] = ()) -> Settings:
@@ -49,13 +52,12 @@ def settings_from(tree: Dict[str, Any], source: str, overrides: Sequence[str], n
     Raises UserError, besides those of presets, for a name in `needed` that neither of them gives.
     """
     where = f"in {source}"
-    table = {name: Given(value, where) for name, value in _flatten(tree, where)}
-    for override in overrides:
-        table.update(_read_override(override))
+    own = {name: Given(value, where) for name, value in _flatten(tree, where)}
+    table = _join(own, _read_overrides(overrides))
     missing = [name for name in needed if name not in table]
     if missing:
         raise UserError(f"{source} does not tell {' and '.join(missing)}: give {' '.join(f'{n}=…' for n in missing)}")
-    return _build(table, name=Path(source).name)
+    return _build_or_shrink(table, Path(source).name)
 
 
 def save_settings(settings: Settings, path: Path) -> None:
@@ -119,7 +121,13 @@ def _read_preset(path: Path, readers: Sequence[Path]) -> Table:
     own = {name: Given(value, where) for name, value in _flatten(tree, where)}
     if "weights" in own:
         own["weights"] = Given(_beside(path, own["weights"].value), where)
-    return {**table, **own}
+    return _join(table, own)
+
+
+def _join(older: Table, newer: Table) -> Table:
+    """A table with another one on top of it."""
+    outdated = {ALTERNATIVES.get(name) for name in newer}
+    return {**{name: given for name, given in older.items() if name not in outdated}, **newer}
 
 
 def _parse_file(path: Path) -> Dict[Any, Any]:
@@ -146,6 +154,10 @@ def _beside(preset: Path, value: Any) -> Any:
 
 
 # --- overrides -----------------------------------------------------------------------------------
+
+
+def _read_overrides(overrides: Sequence[str]) -> Table:
+    return {name: given for override in overrides for name, given in _read_override(override).items()}
 
 
 def _read_override(override: str) -> Table:
@@ -212,6 +224,15 @@ def _last(name: str) -> str:
 
 
 # --- building ------------------------------------------------------------------------------------
+
+
+def _build_or_shrink(table: Table, name: str) -> Settings:
+    settings = _build(table, name)
+    if not settings.shrink:
+        return settings
+    stays = {COMMAND_LINE, table["shrink"].where}
+    small = shrunk(settings, kept={key for key, given in table.items() if given.where in stays})
+    return _build({**table, **{key: Given(value, "of a shrunk run") for key, value in small.items()}}, name)
 
 
 def _build(table: Table, name: str) -> Settings:

@@ -7,29 +7,17 @@ from the format's own library, and asked for where none of them has it: it is ne
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
-
-from torch import Tensor
+from typing import Any, Optional, Tuple
 
 from ipu_vit.config import load_settings
 from ipu_vit.errors import UserError
 from ipu_vit.weights.formats import WeightFile, open_weights
-from ipu_vit.weights.google import write_google
-from ipu_vit.weights.huggingface import write_huggingface
-from ipu_vit.weights.mmpretrain import MMPRETRAIN
-from ipu_vit.weights.native import NativeFile, write_native
-from ipu_vit.weights.notes import notes_path, write_notes
-from ipu_vit.weights.onnx import write_onnx
-from ipu_vit.weights.pickled import write_pickled
-from ipu_vit.weights.safetensors_file import write_safetensors
+from ipu_vit.weights.native import NativeFile
+from ipu_vit.weights.parameters import POSITION, has_attention, model_sizes
 from ipu_vit.weights.shapes import listed
-from ipu_vit.weights.table import POSITION, to_format
-from ipu_vit.weights.timm import TIMM
-
-State = Mapping[str, Tensor]
+from ipu_vit.weights.writers import WRITERS, write_weights
 
 
 @dataclass(frozen=True)
@@ -41,17 +29,16 @@ class ConvertReport:
     to: str
     tensors: int
     written: Tuple[str, ...]  # files and directories
-    heads: int
+    heads: Optional[int]  # None of a Mixer
     epsilon: float
     unused: Tuple[str, ...]
-    remarks: Tuple[str, ...]
 
     def summary(self) -> str:
         """One line on what was written and, if there is any, one on what was not."""
         done = f"{self.tensors} tensors from {self.source} ({self.format}) as {self.to}: {', '.join(self.written)}"
-        known = f"{self.heads} heads, layer norms with epsilon {self.epsilon:g}"
-        rest = [*self.remarks, *([f"not used: {listed(self.unused)}"] if self.unused else [])]
-        return "\n".join([f"{done}; {known}", *(["; ".join(rest)] if rest else [])])
+        heads = "no heads" if self.heads is None else f"{self.heads} heads"
+        known = f"{heads}, layer norms with epsilon {self.epsilon:g}"
+        return "\n".join([f"{done}; {known}", *([f"not used: {listed(self.unused)}"] if self.unused else [])])
 
 
 def convert(
@@ -66,16 +53,23 @@ def convert(
         raise UserError(f"to={to} is not a format that can be written; accepted: {', '.join(WRITERS)}")
     file = open_weights(source)
     run_heads, run_epsilon = _of_the_run(source, file)
-    heads = _settle("heads", source, heads, file.heads or run_heads)
+    if has_attention(file.shapes):
+        heads = _settle("heads", source, heads, file.heads or run_heads)
+        width = model_sizes(file.shapes).get("width", 0)
+        if heads < 1 or width % heads:
+            raise UserError(f"heads={heads} does not divide the width of {source}, {width}")
+    elif heads is not None:
+        raise UserError(f"heads={heads} does not go with {source}, a Mixer, which has none")
     epsilon = _settle("epsilon", source, epsilon, file.epsilon or run_epsilon)
-    width = file.shapes[POSITION][-1]
-    if heads < 1 or width % heads:
-        raise UserError(f"heads={heads} does not divide the width of {source}, {width}")
+    if file.fixed_positions:
+        raise UserError(f"{source} cannot be converted: it has no {POSITION}, so that its image size is unknown")
+    if file.norms_mean and to != "checkpoint":
+        raise UserError(
+            f"{source} has its last norm after the mean of the patches, which to={to} cannot tell; accepted: checkpoint"
+        )
     state = {name: file.read(name) for name in file.shapes}
-    written = WRITERS[to](state, destination, heads, epsilon)
-    return ConvertReport(
-        source, file.format, to, len(state), written, heads, epsilon, tuple(file.unused), tuple(file.remarks)
-    )
+    written = write_weights(to, state, destination, heads, epsilon)
+    return ConvertReport(source, file.format, to, len(state), written, heads, epsilon, tuple(file.unused))
 
 
 def _settle(name: str, source: str, given: Any, found: Any) -> Any:
@@ -92,70 +86,10 @@ def _of_the_run(source: str, file: WeightFile) -> Tuple[Optional[int], Optional[
     if not isinstance(file, NativeFile) or not settings.is_file():
         return None, None
     model = load_settings(str(settings), []).model
-    if model.kind != "vit" or model.pooling != "class":
+    if not model.pools_as_weights_tell:
         raise UserError(
-            f"{source} has model.kind={model.kind} and model.pooling={model.pooling}; "
-            f"model.kind=vit with model.pooling=class can be converted"
+            f"{source} has model.pooling={model.pooling}, which no other format can tell; "
+            f"a checkpoint of model.pooling=class, or of a Mixer, can be converted"
         )
-    return model.heads, model.norm_epsilon
-
-
-def _make_folder(path: str) -> None:
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _noted(write: Callable[[State, str, int], None]) -> Callable[[State, str, int, float], Tuple[str, ...]]:
-    """A writer of a file of tensors, with notes beside it on what they do not tell."""
-
-    def write_both(state: State, path: str, heads: int, epsilon: float) -> Tuple[str, ...]:
-        if notes_path(path) == path:
-            raise UserError(f"destination={path} is no name for a file of tensors; .pth and .safetensors are accepted")
-        _make_folder(path)
-        write(state, path, heads)
-        write_notes(path, heads, epsilon)
-        return path, notes_path(path)
-
-    return write_both
-
-
-def _to_timm(state: State, path: str, heads: int) -> None:
-    tensors = to_format(TIMM, state)
-    write = write_safetensors if path.endswith(".safetensors") else write_pickled
-    write(tensors, path)
-
-
-def _to_mmpretrain(state: State, path: str, heads: int) -> None:
-    write_pickled({"meta": {}, "state_dict": to_format(MMPRETRAIN, state)}, path)
-
-
-def _to_checkpoint(state: State, path: str, heads: int) -> None:
-    write_native(state, path)
-
-
-def _to_google(state: State, path: str, heads: int) -> None:
-    write_google(state, path, heads)
-
-
-def _to_huggingface(state: State, folder: str, heads: int, epsilon: float) -> Tuple[str, ...]:
-    write_huggingface(state, folder, heads, epsilon)
-    return (folder,)
-
-
-def _to_onnx(state: State, path: str, heads: int, epsilon: float) -> Tuple[str, ...]:
-    _make_folder(path)
-    write_onnx(state, path, heads, epsilon)
-    return (path,)
-
-
-# Each takes the state, the destination, heads and epsilon, and returns what it wrote.
-WRITERS: Dict[str, Callable[[State, str, int, float], Tuple[str, ...]]] = {
-    "huggingface": _to_huggingface,
-    "timm": _noted(_to_timm),
-    "mmpretrain": _noted(_to_mmpretrain),
-    "google": _noted(_to_google),
-    "checkpoint": _noted(_to_checkpoint),
-    "onnx": _to_onnx,
-}
+    heads = None if model.kind == "mixer" else model.heads
+    return heads, model.norm_epsilon

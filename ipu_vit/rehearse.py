@@ -132,11 +132,11 @@ def _one_update(
 ) -> None:
     plan = settings.pipeline.batch_plan()
     loader = training_loader(settings, executor.options, sources.training, 0)
-    images, labels = (tensor.clone() for tensor in next(iter(loader)))
+    batch = [tensor.clone() for tensor in next(iter(loader))]
     loader.terminate()
-    check_readable(labels, None)
+    check_readable(batch[1], None)
     started = time.perf_counter()
-    executor.compile(images, labels)
+    executor.compile(*batch)
     verdict.checked.append(
         f"pipeline: traced and compiled in {time.perf_counter() - started:.1f} s, "
         f"{len(settings.pipeline.layers_per_ipu)} stages, accumulation {plan.accumulation}"
@@ -152,7 +152,7 @@ def _one_update(
 
     report.say(f"one weight update of {plan.host_batch} images")
     with report.progress("updating", micro_batches), device.micro_batch_progress(show):
-        losses = executor(images, labels)[0].float()
+        losses = executor(*batch)[0].float()
     loss = float(losses.mean())
     if not math.isfinite(loss):
         raise UserError(

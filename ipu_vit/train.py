@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Sequence
 
 import poptorch
 import torch
@@ -30,7 +30,7 @@ from ipu_vit.schedules import learning_rate
 from ipu_vit.scores import Score
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
-from ipu_vit.weights.google import write_google
+from ipu_vit.weights.writers import write_weights
 
 
 def train(settings: Settings, device: Device) -> Score:
@@ -58,7 +58,8 @@ class Trainer:
             make_folder(Path(settings.export).parent, "export")
         self.folder.write_labels(self.sources.training.classes)
         self.report = Report(self.folder.log)
-        self.report.say(f"{settings.name} on {device.kind} ({device.reason}), output in {self.folder.path}")
+        shrunk = ", shrunk to a tiny model, generated images and a few updates," if settings.shrink else ""
+        self.report.say(f"{settings.name}{shrunk} on {device.kind} ({device.reason}), output in {self.folder.path}")
         self.report.say(loaded)
         show_plan(self.report, settings, self.model, len(self.sources.training))
 
@@ -119,15 +120,15 @@ class Trainer:
         )
         try:
             started = time.perf_counter()
-            for images, labels in loader:
-                check_readable(labels, self.folder.unreadable)
+            for batch in loader:
+                check_readable(batch[1], self.folder.unreadable)
                 if not self.executor.isCompiled():
-                    self._compile(images, labels)
+                    self._compile(batch)
                 lr = learning_rate(schedule, self.update)
                 set_learning_rate(self.optimizer, lr)
                 self.executor.setOptimizer(self.optimizer)
                 called = time.perf_counter()
-                loss, accuracy = (float(value.float().mean()) for value in self.executor(images, labels))
+                loss, accuracy = (float(value.float().mean()) for value in self.executor(*batch))
                 seconds = time.perf_counter() - started
                 self._check_loss(loss)
                 self.update += plan.device_iterations
@@ -146,10 +147,10 @@ class Trainer:
         finally:
             loader.terminate()
 
-    def _compile(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _compile(self, batch: Sequence[torch.Tensor]) -> None:
         started = time.perf_counter()
         self.report.say("compiling")
-        self.executor.compile(images, labels)
+        self.executor.compile(*batch)
         if self.resumed is not None:
             self.executor.rng_state = self.resumed.rng_state
         self.report.say(f"compiled in {time.perf_counter() - started:.1f} s")
@@ -222,7 +223,8 @@ class Trainer:
             report.say(f"predictions drawn in {self.folder.pictures}")
         if settings.export is not None:
             precision = DTYPES[settings.export_precision]
-            write_google(self.final_weights(self.checkpoint()), settings.export, settings.model.heads, precision)
+            weights, model = self.final_weights(self.checkpoint()), settings.model
+            write_weights("google", weights, settings.export, model.heads, model.norm_epsilon, precision)
             report.say(f"weights written to {settings.export}")
         show_unreadable(report, self.folder.unreadable)
         self.folder.write_result({"update": self.update, **score.figures()})

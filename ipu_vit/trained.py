@@ -24,7 +24,7 @@ from ipu_vit.labels import read_labels
 from ipu_vit.settings import Settings
 from ipu_vit.weights.fetch import fetch, is_path
 from ipu_vit.weights.formats import WeightFile, open_weights
-from ipu_vit.weights.model_settings import model_settings
+from ipu_vit.weights.parameters import model_sizes
 from ipu_vit.weights.preparation import read_preparation
 from ipu_vit.weights.shapes import listed
 
@@ -92,13 +92,15 @@ def _of_weights(address: str, overrides: Sequence[str]) -> Trained:
         path = fetch(address, progress=progress).expanduser()
     file = open_weights(str(path))
     _check_layers(file, address)
-    model = model_settings(file.shapes)
+    model = model_sizes(file.shapes)
+    if not model["class_token"]:
+        model["pooling"] = "mean"
     remarks: List[str] = []
     needed: List[str] = []
     if model.get("kind") != "mixer":
         needed += _add(model, "heads", file.heads)
     needed += _add(model, "norm_epsilon", file.epsilon)
-    if any("mean of the patches" in remark for remark in file.remarks):
+    if file.norms_mean:
         model.update(pooling="mean", pool_norm="after")
         remarks.append("the head sees the mean of the patches, as the name of its norm tells (model.pooling)")
     folder = path if path.is_dir() else path.parent

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ipu_vit.config import list_presets, load_settings, save_settings
+from ipu_vit.config import load_settings, save_settings
 from ipu_vit.errors import UserError
 from ipu_vit.settings import Settings
 
@@ -40,44 +40,6 @@ def preset(tmp_path: Path) -> Any:
 
 
 # --- presets -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [name for name, _ in list_presets()])
-def test_every_preset_loads_and_introduces_itself(name: str) -> None:
-    assert load_settings(name, []).name == name
-    comments = (ROOT / "configs" / f"{name}.yml").read_text(encoding="utf-8").split("\n\n")[0]
-    for word in ("Command   ./run.sh " + name, "Source", "Hardware", "Expected", "Unverified"):
-        assert word in comments
-    assert 20 < len(dict(list_presets())[name]) < 100
-
-
-def test_4xb544_is_the_published_recipe_with_as_many_epochs() -> None:
-    ours, published = load_settings("vit_b16_ft_4xb544", []), load_settings("vit_b16_ft_16xb2176", [])
-    assert (published.schedule.lr, published.schedule.updates, published.schedule.warmup) == (0.08, 5000, 800)
-    assert (published.pipeline.replicas, published.pipeline.batch_plan().accumulation) == (4, 32)
-    fewer = published.pipeline.global_batch // ours.pipeline.global_batch
-    assert ours.pipeline.global_batch == 544 and fewer == 4
-    assert ours.schedule.lr == pytest.approx(published.schedule.lr / fewer)
-    assert ours.schedule.updates == published.schedule.updates * fewer
-    assert ours.schedule.warmup == published.schedule.warmup * fewer
-    assert ours.checkpoint.every == published.checkpoint.every * fewer
-    for part in ("model", "data", "optimizer", "loss", "evaluation"):
-        assert getattr(ours, part) == getattr(published, part)
-
-
-def test_recipe_as_published() -> None:
-    """The numbers of mmclassification's configuration file."""
-    recipe = load_settings("vit_b16_ft_16xb2176", [])
-    assert (recipe.model.width, recipe.model.depth, recipe.model.heads, recipe.model.mlp_width) == (768, 12, 12, 3072)
-    assert (recipe.model.dropout, recipe.model.norm_epsilon, recipe.loss.label_smoothing) == (0.1, 1e-6, 0)
-    assert recipe.data.mean == recipe.data.std == (127.5, 127.5, 127.5)
-    assert (recipe.data.crop_area, recipe.data.interpolation, recipe.data.flip) == ((0.08, 1), "bilinear", 0.5)
-    assert recipe.optimizer.no_decay == ["class_token", "position"]
-    assert (recipe.optimizer.weight_decay, recipe.optimizer.momentum, recipe.optimizer.loss_scaling) == (1e-5, 0.9, 256)
-    assert (recipe.schedule.curve, recipe.schedule.warmup_start) == ("cosine_times_warmup", 0.02)
-    assert recipe.pipeline.layers_per_ipu == [3, 3, 3, 3]
-    assert recipe.pipeline.available_memory_proportion == [0.3] * 4
-    assert (recipe.precision, recipe.pipeline.partials, recipe.seed) == ("float16", "float16", 42)
 
 
 def test_name_and_output_follow_the_preset() -> None:
@@ -264,8 +226,7 @@ def test_every_hint_is_accepted(preset_name: str, overrides: List[str], hinted: 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.sampled_from([1, 2, 4, 8]))
 def test_suggested_layers_add_up(depth: int, wrong: int, ipus: int) -> None:
-    pipeline = [f"pipeline.layers_per_ipu={[wrong] * ipus}", "pipeline.available_memory_proportion=[0.3]",
-                "pipeline.micro_batch=1", f"model.depth={depth}"]  # fmt: skip
+    pipeline = [f"pipeline.layers_per_ipu={[wrong] * ipus}", "pipeline.micro_batch=1", f"model.depth={depth}"]
     if wrong * ipus == depth:
         load_settings("quickstart", pipeline)
         return
@@ -282,7 +243,6 @@ def test_ipus_come_in_powers_of_two() -> None:
             overrides = [
                 f"pipeline.layers_per_ipu={[1] * ipus}",
                 f"model.depth={ipus}",
-                "pipeline.available_memory_proportion=[0.3]",
                 f"pipeline.replicas={replicas}",
                 "pipeline.micro_batch=1",
                 f"pipeline.global_batch={64 * replicas}",
@@ -363,6 +323,22 @@ def test_layers_that_nobody_places_are_spread_by_their_costs(tmp_path: Path) -> 
     hybrid = ["model.kind=hybrid", "model.resnet_depths=[3,4,9]", "model.patch_size=1"]
     layers = load_settings(str(preset), hybrid).pipeline.layers_per_ipu
     assert len(layers) == 4 and sum(layers) == 12 and layers[0] < min(layers[1:])
+
+
+def test_hint_spreads_layers_by_their_costs() -> None:
+    hybrid = ["model.kind=hybrid", "model.resnet_depths=[3,4,9]", "model.patch_size=1"]
+    message = complaint("vit_b16_ft_4xb544", *hybrid, "pipeline.layers_per_ipu=[3,3,3,2]")
+    assert message.endswith("for example [1, 4, 4, 3] would fit")
+
+
+@pytest.mark.parametrize("name, ipus", [("vit_b16_ft_4xb544", 4), ("vit_l16_pre_classy_16xb4096", 8)])
+def test_ipus_and_layers_are_two_ways_to_say_one_thing(name: str, ipus: int) -> None:
+    """A preset says it the one way or the other; whoever builds on it may use either."""
+    depth = load_settings(name, []).model.depth
+    assert load_settings(name, []).pipeline.ipus == ipus
+    for override in ("pipeline.ipus=2", f"pipeline.layers_per_ipu={[depth // 2] * 2}"):
+        pipeline = load_settings(name, [override]).pipeline
+        assert (pipeline.ipus, pipeline.layers_per_ipu) == (2, [depth // 2] * 2)
 
 
 def test_number_of_ipus_is_that_of_the_layers() -> None:

@@ -9,39 +9,33 @@ from typing import Any, Dict, Optional
 
 import pytest
 import torch
-from torch import Tensor, nn
+from reference_models import SIZES, randomise, state_of
 
 from ipu_vit.config import load_settings, save_settings
 from ipu_vit.convert import WRITERS, convert
 from ipu_vit.errors import UserError
+from ipu_vit.models import build
 from ipu_vit.models.vit import VisionTransformer
 from ipu_vit.weights.formats import open_weights
 from ipu_vit.weights.native import write_native
+from ipu_vit.weights.safetensors_file import write_safetensors
+from ipu_vit.weights.table import to_format
+from ipu_vit.weights.timm import TIMM
 
 NAMES = {
     "huggingface": "model",
     "timm": "timm.safetensors",
+    "torchvision": "torchvision.pth",
     "mmpretrain": "mm.pth",
+    "classyvision": "classy.torch",
     "google": "google.npz",
     "checkpoint": "own.safetensors",
 }
 
 
 def make(representation: Optional[int] = None) -> VisionTransformer:
-    torch.manual_seed(2)
-    model = VisionTransformer(
-        image_size=12,
-        patch_size=4,
-        width=12,
-        depth=2,
-        heads=3,
-        mlp_width=20,
-        classes=5,
-        representation=representation,
-        norm_epsilon=1e-5,
-    )
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
+    model = VisionTransformer(**SIZES, representation=representation, norm_epsilon=1e-5)
+    randomise(model)
     return model.eval()
 
 
@@ -52,9 +46,12 @@ def source(tmp_path: Path) -> str:
     return str(tmp_path / "source.safetensors")
 
 
-def state_of(path: str) -> Dict[str, Tensor]:
-    file = open_weights(path)
-    return {name: file.read(name) for name in file.shapes}
+def run_with(folder: Path, model: VisionTransformer, *overrides: str) -> str:
+    """A checkpoint of a run with such settings."""
+    (folder / "checkpoints").mkdir()
+    write_native(model.state_dict(), str(folder / "checkpoints" / "best.safetensors"))
+    save_settings(load_settings("quickstart", list(overrides)), folder / "settings.yml")
+    return str(folder / "checkpoints" / "best.safetensors")
 
 
 def test_every_format_from_every_other(source: str, tmp_path: Path) -> None:
@@ -101,12 +98,34 @@ def test_what_a_source_does_not_tell_is_asked_for(source: str, tmp_path: Path) -
 
 
 def test_a_checkpoint_of_a_run_has_them_in_its_settings(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    write_native(make().state_dict(), str(tmp_path / "checkpoints" / "best.safetensors"))
-    settings = load_settings("quickstart", ["model.heads=3", "model.norm_epsilon=1e-5"])
-    save_settings(settings, tmp_path / "settings.yml")
-    report = convert(str(tmp_path / "checkpoints" / "best.safetensors"), str(tmp_path / "out.pth"), "timm")
+    source = run_with(tmp_path, make(), "model.heads=3", "model.norm_epsilon=1e-5")
+    report = convert(source, str(tmp_path / "out.pth"), "timm")
     assert (report.heads, report.epsilon) == (3, 1e-5)
+
+
+def test_the_mean_of_the_patches_is_refused_for_other_formats_and_for_export_alike(tmp_path: Path) -> None:
+    source = run_with(tmp_path, make(), "model.heads=3", "model.pooling=mean")
+    with pytest.raises(UserError, match="has model.pooling=mean, which no other format can tell; a checkpoint of"):
+        convert(source, str(tmp_path / "out.pth"), "timm")
+    with pytest.raises(UserError, match="^export=out.npz cannot tell that model.pooling=mean, unless it is of a Mixer"):
+        load_settings("quickstart", ["model.pooling=mean", "export=out.npz"])
+    with pytest.raises(UserError, match="^export=out.json is no name for a file of weights; accepted: one that ends"):
+        load_settings("quickstart", ["export=out.json"])
+    mixer = ["model.kind=mixer", "model.tokens_mlp_width=8", "model.class_token=false", "model.pooling=mean"]
+    assert load_settings("quickstart", [*mixer, "export=out.npz"]).export == "out.npz"
+
+
+def test_a_norm_after_the_mean_is_refused_for_formats_that_cannot_tell(tmp_path: Path) -> None:
+    state = make().state_dict()
+    tensors = to_format(TIMM, state)
+    for end in (".weight", ".bias"):
+        tensors["fc_norm" + end] = tensors.pop("norm" + end)
+    source = str(tmp_path / "mean.safetensors")
+    write_safetensors(tensors, source)
+    with pytest.raises(UserError, match="mean.safetensors has its last norm after .*, which to=google cannot tell"):
+        convert(source, str(tmp_path / "out.npz"), "google", heads=3)
+    report = convert(source, str(tmp_path / "out.safetensors"), "checkpoint", heads=3)
+    assert torch.equal(state_of(report.written[0])["head.norm.weight"], state["head.norm.weight"])
 
 
 def test_a_format_without_room_says_so(tmp_path: Path) -> None:
@@ -146,17 +165,32 @@ def test_onnx_without_the_package_says_what_to_install(
         convert(source, str(tmp_path / "out.onnx"), "onnx", heads=3, epsilon=1e-5)
 
 
-@pytest.mark.parametrize("representation", [None, 7])
-def test_onnxruntime_gives_the_same_logits(tmp_path: Path, representation: Optional[int]) -> None:
+def kinds() -> Dict[str, Dict[str, Any]]:
+    """Small models of every kind that can be written as ONNX, by what `build` takes."""
+    sizes = {**SIZES, "norm_epsilon": 1e-5}
+    return {
+        "vit": sizes,
+        "vit, representation": {**sizes, "representation": 7},
+        "mixer": {**sizes, "kind": "mixer", "tokens_mlp_width": 8},
+        "hybrid": {**sizes, "kind": "hybrid", "resnet_depths": [1, 2], "resnet_width": 32, "patch_size": 1,
+                   "image_size": 16},
+        "stem alone": {**sizes, "kind": "hybrid", "resnet_depths": [], "resnet_width": 32, "patch_size": 2,
+                       "image_size": 16},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_onnxruntime_gives_the_same_logits(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    ours = make(representation)
+    ours = build(**kinds()[kind]).eval()
+    randomise(ours)
     source, path = str(tmp_path / "source.safetensors"), str(tmp_path / "out.onnx")
     write_native(ours.state_dict(), source)
-    convert(source, path, "onnx", heads=3, epsilon=1e-5)
+    convert(source, path, "onnx", heads=None if kind == "mixer" else 3, epsilon=1e-5)
     session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in (1, 2, 5):
-        images = torch.randn(batch, 3, 12, 12)
+        images = torch.randn(batch, 3, kinds()[kind]["image_size"], kinds()[kind]["image_size"])
         (found,) = session.run(["logits"], {"images": images.numpy()})
         with torch.no_grad():
             assert (ours(images) - torch.from_numpy(found)).abs().max() <= 1e-4

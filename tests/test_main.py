@@ -27,7 +27,18 @@ def test_help_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in said and text in said
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["fly", "quickstart"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["train"],
+        ["fly", "quickstart"],
+        ["plan", "quickstart", "--fast"],
+        ["predict", "quickstart"],
+        ["predict", "quickstart", "a.jpg", "--top", "3", "b.jpg", "--fast"],
+        ["convert", "a", "b", "c", "--to", "timm"],
+    ],
+)
 def test_wrong_use(arguments: list, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[type-arg]
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -76,6 +87,17 @@ def test_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert said == "interrupted; the same command continues from the last checkpoint\n"
 
 
+def test_interrupted_evaluation_promises_nothing(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "ipu_vit", "evaluate", str(tiny_preset(tmp_path)), "data=generated"]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=accept_interrupts
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "weights: random initial values\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert (process.returncode, said) == (130, "interrupted\n")
+
+
 def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shipped = Path(__file__).parents[1] / "weights" / "vit_glyphs.npz"
     there, back = tmp_path / "vit", tmp_path / "back.npz"
@@ -85,6 +107,14 @@ def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[st
     with numpy.load(shipped) as first, numpy.load(back) as second:
         assert first.files and set(first.files) == set(second.files)
         assert all((first[name].astype(second[name].dtype) == second[name]).all() for name in first.files)
+
+
+def test_a_run_is_converted_by_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(tiny_preset(tmp_path))]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "vit.pth"), "--to", "timm"]) == 0
+    assert "checkpoints/best.safetensors (checkpoint) as timm: " in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "vit"), "--to", "tensorflow"]) == 2
+    assert "to=tensorflow is not a format that can be written; accepted: huggingface, " in capsys.readouterr().err
 
 
 def test_convert_of_nothing_is_a_sentence(tmp_path: Path) -> None:

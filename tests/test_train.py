@@ -216,7 +216,7 @@ def test_full_disk(preset: Path, spare: int) -> None:
     """Whatever is the first that does not fit: one sentence, and what was saved is untouched."""
     disk = preset.parent / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=288k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root can mount a small disk")
     try:

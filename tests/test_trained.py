@@ -119,8 +119,8 @@ def test_layers_with_more_than_ours_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "timm.safetensors")
     convert(str(run / "checkpoints" / "best.safetensors"), path, "timm")
     tensors: Dict[str, torch.Tensor] = load_file(path)
-    save_file({**tensors, "blocks.1.ls1.gamma": torch.ones(16)}, path)
-    with pytest.raises(UserError, match=r"has blocks.1.ls1.gamma, which the layers of these models do not have$"):
+    save_file({**tensors, "blocks.1.adapter.weight": torch.ones(16)}, path)
+    with pytest.raises(UserError, match=r"has blocks.1.adapter.weight, which the layers of these models do not have$"):
         find_trained(path)
 
 

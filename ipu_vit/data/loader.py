@@ -10,34 +10,31 @@ import os
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
 import poptorch
 from torch.utils.data import Dataset
 
-from ipu_vit.data.augment import TrainingTransform, channels_first
+from ipu_vit.data.mixing import build_mixing
 from ipu_vit.data.samples import EvaluationSamples, Sample, TrainingSamples, worker_init
 from ipu_vit.data.source import Source
-from ipu_vit.data.transforms import evaluation_transform
+from ipu_vit.data.transforms import evaluation_transform, training_transform
 from ipu_vit.settings import Settings
 
 
 def training_loader(
     settings: Settings, options: Any, source: Source, first_update: int, unreadable_log: Optional[Path] = None
 ) -> Any:
-    """Host batches of (uint8 images, labels) from a weight update on to the end of the run."""
+    """Host batches of (uint8 images, labels), and mixing if it is on, from a weight update on to the end of the run."""
     data, pipeline = settings.data, settings.pipeline
     samples = TrainingSamples(
         source,
-        _as_it_is
-        if data.is_random
-        else TrainingTransform(
-            settings.model.image_size, data.crop_area, data.crop_ratio, data.interpolation, data.flip
-        ),
+        training_transform(settings),
         image_size=settings.model.image_size,
         seed=settings.seed,
         global_batch=pipeline.global_batch,
         first_update=first_update,
         last_update=settings.schedule.updates,
+        repeats=settings.augmentation.repeats,
+        mixing=build_mixing(settings.augmentation, settings.model.image_size),
         unreadable_log=unreadable_log,
     )
     return _loader(options, samples, pipeline.micro_batch, data.workers)
@@ -77,7 +74,3 @@ def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, workers: i
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _as_it_is(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return channels_first(image)

@@ -9,6 +9,18 @@ that of training processes, nor how far either reads ahead, changes what the mod
     sample     0  1  2  3        4  5  6  7        8  9 10 11        global batch 4
     process    0  0  1  1        0  0  1  1        0  0  1  1        2 processes
     epoch      0  0  0  0        0  0  1  1        1  1  1  1        N = 6 images
+
+With R repeats (Hoffer et al. 2020, arXiv 1901.09335) each image of that order comes R times on end,
+each time augmented anew. N samples are still an epoch, so that a pass over all images takes R. A
+weight update has the next samples of the repeated order: every Rth of them, then every Rth from the
+second on, and so forth. So an image comes again in the same update, or where that ends in the next,
+but ⌊global batch / R⌋ places or more away: in another micro batch, never mixed with itself.
+
+    repeated   a  a  b  b        c  c  d  d        e  e  f  f        R = 2 repeats
+    sample     a  b  a  b        c  d  c  d        e  f  e  f
+
+How an image is mixed with another (`ipu_vit.data.mixing`) is drawn by a generator of its own, keyed
+by *k* as well.
 """
 
 from __future__ import annotations
@@ -37,8 +49,8 @@ NO_LABEL = -1
 UNREADABLE = -2
 """The label that tells of an image nobody could read, or of a damaged data set; see `check_readable`."""
 
-Sample = Tuple[Tensor, Tensor]
-"""An image, uint8 (3, size, size), and its label, an int64 scalar."""
+Sample = Tuple[Tensor, ...]
+"""An image, uint8 (3, size, size), its label, an int64 scalar, and if images are mixed, how: float32 (5,)."""
 
 
 class TrainingSamples(Dataset[Sample]):
@@ -46,6 +58,7 @@ class TrainingSamples(Dataset[Sample]):
 
     An unreadable image is replaced by the next readable one of its epoch, so that batches stay
     full, and its name is added to `unreadable_log`. Too many in a row get the label UNREADABLE.
+    Each image comes `repeats` times. `mixing` draws how an image is mixed, if it is to be.
     """
 
     def __init__(
@@ -60,6 +73,8 @@ class TrainingSamples(Dataset[Sample]):
         last_update: int,
         process: int = 0,
         processes: int = 1,
+        repeats: int = 1,
+        mixing: Optional[Callable[[np.random.Generator], np.ndarray]] = None,
         unreadable_log: Optional[Path] = None,
     ) -> None:
         if global_batch % processes:
@@ -73,6 +88,8 @@ class TrainingSamples(Dataset[Sample]):
         self.first_update = first_update
         self.last_update = last_update
         self.process = process
+        self.repeats = repeats
+        self.mixing = mixing
         self.unreadable_log = unreadable_log
 
     def __len__(self) -> int:
@@ -82,8 +99,16 @@ class TrainingSamples(Dataset[Sample]):
         if not 0 <= item < len(self):
             raise IndexError(item)
         update, place = divmod(item, self.local_batch)
-        sample = (self.first_update + update) * self.global_batch + self.process * self.local_batch + place
-        readable = self._readable(*divmod(sample, len(self.source)))
+        start, place = (self.first_update + update) * self.global_batch, self.process * self.local_batch + place
+        repeated = start + int(places_apart(self.global_batch, self.repeats)[place])
+        image_and_label = self._augmented(start + place, *divmod(repeated // self.repeats, len(self.source)))
+        if self.mixing is None:
+            return image_and_label
+        rng = np.random.default_rng((self.seed, MIXING, start + place))
+        return (*image_and_label, torch.from_numpy(self.mixing(rng)))
+
+    def _augmented(self, sample: int, epoch: int, position: int) -> Sample:
+        readable = self._readable(epoch, position)
         if readable is None:
             return _blank(self.image_size, UNREADABLE)
         index, image = readable
@@ -147,8 +172,8 @@ class EvaluationSamples(Dataset[Sample]):
         return _tensors(self.transform(image), self.source.label(item))
 
 
-# First words of the random generators' keys after the seed, which keep the two uses apart.
-ORDER, AUGMENTATION = 0, 1
+# First words of the random generators' keys after the seed, which keep their uses apart.
+ORDER, AUGMENTATION, MIXING = 0, 1, 2
 
 
 @lru_cache(maxsize=2)
@@ -158,6 +183,12 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     np.random.default_rng((seed, ORDER, epoch)).shuffle(order)
     order.flags.writeable = False
     return order
+
+
+@lru_cache(maxsize=1)
+def places_apart(global_batch: int, repeats: int) -> np.ndarray:
+    """For each sample of a weight update its place in the repeated order: 0, R, 2R, ..., 1, R + 1, ..."""
+    return np.argsort(np.arange(global_batch) % repeats, kind="stable")
 
 
 def worker_init(worker: int) -> None:

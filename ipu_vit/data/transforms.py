@@ -1,34 +1,65 @@
-"""Settings to what is done to a decoded image before it travels to the device."""
+"""Settings to what is done to an image on the host."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
-from PIL import Image
 
-from ipu_vit.data.augment import RESAMPLING, EvaluationTransform, channels_first
+from ipu_vit.data.augment import RESAMPLING, Change, EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.autoaugment import AutoAugment
+from ipu_vit.data.crops import Crop, InceptionCrop, RandomResizedCrop, ResizeThenCrop
+from ipu_vit.data.erasing import RandomErasing
+from ipu_vit.data.jitter import ColourJitter
+from ipu_vit.data.randaugment import RandAugment, TimmRandAugment
 from ipu_vit.settings import Settings
 
 
-@dataclass(frozen=True)
-class WholeImage:
-    """Resize the whole image to the square `size` × `size`, whatever its shape."""
-
-    size: int
-    interpolation: str = "bilinear"
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        square = Image.fromarray(image).resize((self.size, self.size), RESAMPLING[self.interpolation])
-        return channels_first(np.asarray(square))
+def training_transform(settings: Settings) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
+    """Generated images are squares of the right size and stay as they are."""
+    data, erasing = settings.data, settings.augmentation.erasing
+    if data.is_random:
+        return _as_it_is
+    return TrainingTransform(
+        settings.model.image_size,
+        _crop(settings),
+        data.interpolation,
+        data.flip,
+        _change(settings),
+        RandomErasing(erasing, data.mean, data.std) if erasing else None,
+    )
 
 
 def evaluation_transform(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
-    """From uint8 (height, width, 3) to the uint8 (3, S, S) that the model is evaluated on."""
-    data, size = settings.data, settings.model.image_size
+    """Generated images are squares of the right size and stay as they are."""
+    data = settings.data
     if data.is_random:
         return channels_first
-    if data.evaluation_resize is None:
-        return WholeImage(size, data.interpolation)
-    return EvaluationTransform(data.evaluation_resize, size, data.interpolation)
+    return EvaluationTransform(data.evaluation_resize, settings.model.image_size, data.interpolation)
+
+
+def _crop(settings: Settings) -> Crop:
+    data = settings.data
+    if data.crop_resize is not None:
+        return ResizeThenCrop(data.crop_resize, settings.model.image_size)
+    if data.crop == "inception":
+        return InceptionCrop(data.crop_area, data.crop_ratio)
+    return RandomResizedCrop(data.crop_area, data.crop_ratio)
+
+
+def _change(settings: Settings) -> Optional[Change]:
+    given = settings.augmentation
+    layers, magnitude = given.randaugment_layers, given.randaugment_magnitude
+    if given.policy == "autoaugment":
+        return AutoAugment()
+    if given.policy == "randaugment":
+        return RandAugment(layers, magnitude)
+    if given.policy == "timm_randaugment":
+        red, green, blue = map(round, settings.data.mean)
+        resampling = RESAMPLING[settings.data.interpolation]
+        return TimmRandAugment(layers, magnitude, given.randaugment_deviation, (red, green, blue), resampling)
+    return ColourJitter(*given.colour_jitter) if any(given.colour_jitter) else None
+
+
+def _as_it_is(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return channels_first(image)

@@ -135,7 +135,7 @@ class Tracer(TorchDispatchMode, device.Context):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         namespace, name = func._schema.name.split("::")
-        if namespace == "prim":  # questions about a tensor, not operators
+        if namespace == "prim" or not _has_tensors(func):  # questions about tensors or dtypes, not operators
             return func(*args, **kwargs)
         self._check_support(func, f"{namespace}::{name}", args, kwargs)
         self._computing = True
@@ -323,6 +323,12 @@ def _item(error: DataDependentOutputException) -> str:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _has_tensors(func: Any) -> bool:
+    """Whether an operator takes or gives tensors; torch.promote_types, for one, does not."""
+    schema = func._schema
+    return any("Tensor" in str(item.type) for item in (*schema.arguments, *schema.returns))
 
 
 def _multiply_adds(name: str, inputs: List[Tensor], outputs: List[Tensor]) -> int:

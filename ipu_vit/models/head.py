@@ -27,6 +27,7 @@ class Head(nn.Module):
         pooling: str = "class",
         class_token: bool = True,
         pool_norm: str = "before",
+        bias: float = 0.0,
     ) -> None:
         super().__init__()
         self.pooling, self.pool_norm = pooling, pool_norm
@@ -34,6 +35,17 @@ class Head(nn.Module):
         self.norm = nn.LayerNorm(width, eps=norm_epsilon)
         self.representation = nn.Linear(width, representation) if representation else None
         self.classify = nn.Linear(representation or width, classes)
+        self.bias = bias
+
+    @torch.no_grad()
+    def start_even(self) -> None:
+        """Zero weights, so that every class starts with the same logit: the bias.
+
+        Below 0 it lets a sigmoid loss of many classes start from "none of them": big_vision has −6.9, about
+        −ln 1000, for ImageNet (`configs/vit_i1k.py`), and −10 for ImageNet-21k (`configs/vit_i21k.py`).
+        """
+        nn.init.zeros_(self.classify.weight)
+        nn.init.constant_(self.classify.bias, self.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         features = self._pool(tokens)

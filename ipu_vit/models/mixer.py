@@ -61,6 +61,7 @@ class Mixer(ImageModel):
         classes: int,
         drop_path: float = 0.0,
         norm_epsilon: float = 1e-6,
+        head_bias: float = 0.0,
     ) -> None:
         super().__init__()
         tokens = (image_size // patch_size) ** 2
@@ -69,7 +70,7 @@ class Mixer(ImageModel):
             MixerLayer(tokens, width, tokens_mlp_width, mlp_width, norm_epsilon, rate)
             for rate in rising_rates(drop_path, depth)
         )
-        self.head = Head(width, classes, None, norm_epsilon, pooling="mean", class_token=False)
+        self.head = Head(width, classes, None, norm_epsilon, pooling="mean", class_token=False, bias=head_bias)
         self.initialise()
 
     @torch.no_grad()
@@ -80,4 +81,4 @@ class Mixer(ImageModel):
                 nn.init.zeros_(parameter)
             elif parameter.dim() > 1:
                 lecun_normal(parameter)
-        nn.init.zeros_(self.head.classify.weight)
+        self.head.start_even()

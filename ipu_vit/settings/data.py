@@ -8,7 +8,7 @@ from typing import Any, Literal, Optional, Tuple
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ipu_vit.settings.section import Section
+from ipu_vit.settings.section import Section, refuse_others
 
 Fraction = Tuple[float, float]
 
@@ -17,6 +17,13 @@ SPLIT = re.compile(r"(?P<name>[^\[\]]+)(?P<part>\[(?P<start>\d+%?)?:(?P<end>\d+%
 
 # Data sets without validation images are scored on those for tests, as their papers are.
 _SCORED_ON_TEST = ("cifar10", "cifar100", "flowers", "pets")
+
+# The settings that only some crops have.
+_OF_CROPS = {
+    "random_resized": {"crop_area", "crop_ratio"},
+    "inception": {"crop_area", "crop_ratio"},
+    "resize_then_crop": {"crop_resize"},
+}
 
 
 class DataSettings(Section):
@@ -84,6 +91,16 @@ class DataSettings(Section):
         if SPLIT.fullmatch(value) is None:
             raise PydanticCustomError("split", "accepted are a name and a part such as train[:98%] or train[:1000]")
         return value
+
+    @model_validator(mode="after")
+    def _crop_has_them(self) -> DataSettings:
+        refuse_others(self, "data", "crop", _OF_CROPS)
+        if self.crop == "resize_then_crop" and self.crop_resize is None:
+            raise ValueError(
+                "data.crop=resize_then_crop needs data.crop_resize, which is not set; use for example "
+                "data.crop_resize=448"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> DataSettings:

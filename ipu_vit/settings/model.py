@@ -36,6 +36,9 @@ class ModelSettings(Section):
         "class", description="what the head sees: the class token, or the mean of the patches"
     )
     pool_norm: Literal["before", "after"] = Field("before", description="last norm before or after taking the mean")
+    fixed_positions: bool = Field(
+        False, description="whether positions are sines and cosines of rows and columns instead of learnt"
+    )
     classes: int = Field(1000, gt=0, description="number of classes")
     head_bias: float = Field(0.0, description="first bias of every class; below 0 for a sigmoid loss of many classes")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout after embedding, attention and MLP")
@@ -44,6 +47,11 @@ class ModelSettings(Section):
         0.0, ge=0, lt=1, description="stochastic depth: rate in the last layer, rising evenly from 0 in the first"
     )
     norm_epsilon: float = Field(1e-6, gt=0, description="epsilon of every layer norm")
+
+    @property
+    def pools_as_weights_tell(self) -> bool:
+        """Whether other libraries, which have nothing but the weights, would pool as this model does."""
+        return self.kind == "mixer" or self.pooling == "class"
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> ModelSettings:
@@ -84,6 +92,7 @@ class ModelSettings(Section):
             "class_token": False,
             "pooling": "mean",
             "pool_norm": "before",
+            "fixed_positions": False,
             "representation": None,
             "dropout": 0.0,
             "attention_dropout": 0.0,
@@ -95,8 +104,18 @@ class ModelSettings(Section):
             raise ValueError(f"model.kind=mixer does not go with {given}; use {fitting}")
 
     @model_validator(mode="after")
+    def _positions_have_four_parts(self) -> ModelSettings:
+        if self.fixed_positions and self.width % 4:
+            near = sorted({max(self.width // 4 * 4, 4), self.width // 4 * 4 + 4})
+            raise ValueError(
+                f"model.width={self.width} does not divide by the 4 parts of model.fixed_positions=true; "
+                f"nearest widths that do: {' and '.join(map(str, near))}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sizes_divide(self) -> ModelSettings:
-        pixels = self.patch_size * self._pixels_per_feature()
+        pixels = self.patch_size * pixels_per_feature(self.resnet_depths)
         if self.image_size % pixels:
             lower = self.image_size // pixels * pixels
             near = [size for size in (lower, lower + pixels) if size]
@@ -116,11 +135,12 @@ class ModelSettings(Section):
             )
         return self
 
-    def _pixels_per_feature(self) -> int:
-        """Height and width in pixels of what a patch counts: each stage of a ResNet after the first halves."""
-        if self.resnet_depths is None:
-            return 1
-        return 4 * 2 ** max(len(self.resnet_depths) - 1, 0)
+
+def pixels_per_feature(resnet_depths: Optional[List[int]]) -> int:
+    """Height and width in pixels of what a patch counts: each stage of a ResNet after the first halves."""
+    if resnet_depths is None:
+        return 1
+    return 4 * 2 ** max(len(resnet_depths) - 1, 0)
 
 
 def _as_typed(value: object) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Literal, Optional, Set, Tuple
+from typing import Any, List, Literal, Optional, Tuple
 
 from pydantic import Field, field_validator, model_validator
 
-from ipu_vit.settings.section import Section
+from ipu_vit.settings.section import Section, refuse_others
 
 _MOMENTS = {"betas", "eps", "first_moment_type", "second_moment_type"}
 # The settings that only some optimizers, or curves, have. They are those of PopTorch's classes.
@@ -74,7 +74,7 @@ class OptimizerSettings(Section):
 
     @model_validator(mode="after")
     def _optimizer_has_them(self) -> OptimizerSettings:
-        _refuse_others(self, "optimizer", "name", _OF_OPTIMIZERS)
+        refuse_others(self, "optimizer", "name", _OF_OPTIMIZERS)
         return self
 
     @model_validator(mode="after")
@@ -149,7 +149,7 @@ class ScheduleSettings(Section):
 
     @model_validator(mode="after")
     def _curve_has_them(self) -> ScheduleSettings:
-        _refuse_others(self, "schedule", "curve", _OF_CURVES)
+        refuse_others(self, "schedule", "curve", _OF_CURVES)
         return self
 
     @model_validator(mode="after")
@@ -190,20 +190,3 @@ class AveragingSettings(Section):
 
     decay: float = Field(0.0, ge=0, lt=1, description="what an update leaves of the average, 0.9999 say; 0: none kept")
     every: int = Field(100, gt=0, description="updates between copies of the device's weights")
-
-
-def _refuse_others(section: Section, group: str, choice: str, owners: Dict[str, Set[str]]) -> None:
-    """Raise ValueError for a setting of other kinds than the chosen one, unless it has its default."""
-    chosen = getattr(section, choice)
-    for name, field in type(section).model_fields.items():
-        value, having = getattr(section, name), [kind for kind, names in owners.items() if name in names]
-        if having and chosen not in having and value != field.default:
-            raise ValueError(
-                f"{group}.{name}={_spoken(value)} is a setting of {' and '.join(having)}, which "
-                f"{group}.{choice}={chosen} has not; accepted: {_spoken(field.default)}"
-            )
-
-
-def _spoken(value: Any) -> str:
-    """A value as it is written in YAML."""
-    return str(list(value) if isinstance(value, tuple) else value).lower()

@@ -94,30 +94,52 @@ class Settings(Section):
     def _layers_add_up(self) -> Settings:
         placed, depth = sum(self.pipeline.layers_per_ipu), self.model.depth
         if placed != depth:
+            fitting = _fitting_layers(self.model, len(self.pipeline.layers_per_ipu))
             raise ValueError(
                 f"pipeline.layers_per_ipu={self.pipeline.layers_per_ipu} places {placed} layers but "
-                f"model.depth={depth}; for example {_even_layers(depth, len(self.pipeline.layers_per_ipu))} would fit"
+                f"model.depth={depth}; for example {fitting} would fit"
             )
         return self
 
     @model_validator(mode="after")
     def _export_holds_the_model(self) -> Settings:
-        """The file's layout has neither a ResNet nor a Mixer's layers, and its positions begin with a class token."""
-        if self.export is not None and (self.model.kind != "vit" or not self.model.class_token):
+        """No tensor of the file says that the mean of the patches is pooled; notes beside it end in `.json`."""
+        if self.export is not None and not self.model.pools_as_weights_tell:
             raise ValueError(
-                f"export={self.export} has room for model.kind=vit with model.class_token=true only, and the model has "
-                f"model.kind={self.model.kind} and model.class_token={str(self.model.class_token).lower()}; "
-                "use export=none"
+                f"export={self.export} cannot tell that model.pooling={self.model.pooling}, unless it is of a Mixer; "
+                "use export=none or model.pooling=class"
+            )
+        if self.export is not None and self.export.endswith(".json"):
+            raise ValueError(f"export={self.export} is no name for a file of weights; accepted: one that ends in .npz")
+        return self
+
+    @model_validator(mode="after")
+    def _crops_fit_in_resized_images(self) -> Settings:
+        for key in ("crop_resize", "evaluation_resize"):
+            resized, crop = getattr(self.data, key), self.model.image_size
+            if resized is not None and resized < crop:
+                raise ValueError(
+                    f"data.{key}={resized} is too small to crop model.image_size={crop} from; accepted: {crop} or more"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _mixing_has_pairs(self) -> Settings:
+        if self.augmentation.mixes and self.pipeline.micro_batch == 1:
+            raise ValueError(
+                "pipeline.micro_batch=1 leaves an image alone, and it is mixed with another of its micro batch with "
+                f"augmentation.mixup={self.augmentation.mixup} and augmentation.cutmix={self.augmentation.cutmix}; "
+                "accepted: 2 or more, or both of those 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _crop_fits_in_resized_image(self) -> Settings:
-        resized, crop = self.data.evaluation_resize, self.model.image_size
-        if resized is not None and resized < crop:
+    def _repeats_lie_apart(self) -> Settings:
+        repeats, batch, micro_batch = self.augmentation.repeats, self.pipeline.global_batch, self.pipeline.micro_batch
+        if repeats > batch // micro_batch:
             raise ValueError(
-                f"data.evaluation_resize={resized} is too small to crop model.image_size={crop} from; "
-                f"accepted: {crop} or more"
+                f"augmentation.repeats={repeats} brings an image more than once into a pipeline.micro_batch="
+                f"{micro_batch} of pipeline.global_batch={batch}; accepted: 1 to {batch // micro_batch}"
             )
         return self
 
@@ -144,9 +166,9 @@ class Settings(Section):
         return self
 
 
-def _even_layers(depth: int, ipus: int) -> List[int]:
-    """Layers for each IPU, as even as can be; the first and the last, with work of their own, get fewer."""
-    if depth < ipus - 2:
-        return [depth]
-    inner_first = [*range(1, ipus - 1), 0, ipus - 1][:ipus]
-    return [depth // ipus + (inner_first.index(ipu) < depth % ipus) for ipu in range(ipus)]
+def _fitting_layers(model: ModelSettings, ipus: int) -> List[int]:
+    """A split that would do: over as many IPUs, or over fewer where there would be too few layers for them."""
+    parts = costs(**model.model_dump()).parts
+    while ipus > len(parts):
+        ipus //= 2
+    return balanced_layers(parts, ipus)

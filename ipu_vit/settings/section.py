@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Dict, Literal, Set, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -49,3 +49,23 @@ def _kind_of_value(annotation: Any) -> str:
         return " or ".join("none" if part is type(None) else _kind_of_value(part) for part in parts)
     several = {int: "whole numbers", float: "numbers", str: "texts"}[parts[0]]
     return f"a list of {len(parts)} {several}" if kind is tuple else f"a list of {several}"
+
+
+def refuse_others(section: Section, group: str, choice: str, owners: Dict[str, Set[str]]) -> None:
+    """Raise ValueError for a setting of other kinds than the chosen one, unless it has its default.
+
+    `owners` has the names of the settings that each kind has and some other has not.
+    """
+    chosen = getattr(section, choice)
+    for name, field in type(section).model_fields.items():
+        value, having = getattr(section, name), [kind for kind, names in owners.items() if name in names]
+        if having and chosen not in having and value != field.default:
+            raise ValueError(
+                f"{group}.{name}={_spoken(value)} is a setting of {' and '.join(having)}, which "
+                f"{group}.{choice}={_spoken(chosen)} has not; accepted: {_spoken(field.default)}"
+            )
+
+
+def _spoken(value: Any) -> str:
+    """A value as it is written in YAML."""
+    return str(list(value) if isinstance(value, tuple) else value).lower()

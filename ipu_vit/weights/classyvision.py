@@ -6,7 +6,8 @@ are filed under the block they follow and their own name, both at the user's cho
 
 from __future__ import annotations
 
-from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, REPRESENTATION, Format, Layout, Row, modules
+from ipu_vit.weights.parameters import CLASS_TOKEN, CLASSIFY, REPRESENTATION
+from ipu_vit.weights.table import Format, Layout, Row, modules
 
 # ClassyVision's tokens come first and its batch second.
 TOKENS_FIRST = Layout(lambda array: array.transpose(0, 1), lambda ours, heads: ours.transpose(0, 1))

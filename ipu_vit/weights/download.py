@@ -18,18 +18,13 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from ipu_vit.errors import UserError
 from ipu_vit.weights.cache import Entry, Progress, digest
+from ipu_vit.weights.lookalikes import LONGEST, lookalike
 
 TIMEOUT = 30.0  # seconds without an answer or without a byte
 PAUSES = (1.0, 2.0, 4.0)  # seconds before each new attempt; counted anew when one got further than all before
 
 _CHUNK = 1 << 18
 _BUSY = (408, 429, 500, 502, 503, 504)
-_NO_WEIGHTS = (
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"<?xml", "an XML page"),
-    (b"version https://git-lfs", "a Git LFS pointer"),
-)
 
 
 class Interrupted(Exception):
@@ -161,7 +156,7 @@ class _Redirects(HTTPRedirectHandler):
 
 def _refuse_pages(response: HTTPResponse, label: str) -> None:
     if response.headers.get_content_type() == "text/html":
-        raise UserError(f"{label} is an HTML page and no file of weights; give the address of the file itself")
+        raise UserError(f"{label} is no file of weights but a web page; give the address of the file itself")
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise UserError(f"{label} is sent with Content-Encoding {encoding}; only plain files are accepted")
@@ -212,10 +207,8 @@ def _md5(response: HTTPResponse) -> Optional[str]:
 def _checked(source: Source, entry: Entry, md5: Optional[str]) -> str:
     """The sha256 of the part, which is whole; one that is not what it should be is discarded."""
     with entry.part.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    fault = next(
-        (f"is {kind} and no file of weights" for prefix, kind in _NO_WEIGHTS if start.startswith(prefix)), None
-    )
+        other = lookalike(file.read(LONGEST))
+    fault = f"is no file of weights but {other}" if other else None
     found = digest(entry.part)
     if fault is None and source.sha256 not in (None, found):
         fault = f"has the sha256 {found}, not {source.sha256}"

@@ -11,8 +11,10 @@ from torch import Tensor
 from ipu_vit.errors import UserError
 from ipu_vit.weights.classyvision import CLASSYVISION
 from ipu_vit.weights.container import Container
-from ipu_vit.weights.google import GOOGLE
-from ipu_vit.weights.huggingface import FILES, HUGGING_FACE, read_config
+from ipu_vit.weights.google import BIG_VISION, GOOGLE, GOOGLE_MIXER, FlaxFile
+from ipu_vit.weights.hub import WEIGHTS
+from ipu_vit.weights.huggingface import HUGGING_FACE, read_config
+from ipu_vit.weights.lookalikes import lookalike
 from ipu_vit.weights.mmpretrain import MMPRETRAIN
 from ipu_vit.weights.native import NativeFile
 from ipu_vit.weights.notes import Notes, read_notes
@@ -20,8 +22,9 @@ from ipu_vit.weights.npz import Npz
 from ipu_vit.weights.pickled import Pickled
 from ipu_vit.weights.safetensors_file import SafeTensors, Shards
 from ipu_vit.weights.shapes import Shape, listed
-from ipu_vit.weights.table import Format, TableFile
-from ipu_vit.weights.timm import TIMM
+from ipu_vit.weights.table import Format
+from ipu_vit.weights.table_file import TableFile
+from ipu_vit.weights.timm import TIMM, TIMM_MIXER
 from ipu_vit.weights.torchvision import TORCHVISION
 
 
@@ -32,23 +35,27 @@ class WeightFile(Protocol):
     heads: Optional[int]  # None where the file does not tell, as for the epsilon of layer norms
     epsilon: Optional[float]
     shapes: Dict[str, Shape]  # under our names
+    fixed_positions: bool  # whether its positions are fixed sines and cosines, which it has no need to hold
     unused: Tuple[str, ...]  # entries that have no counterpart in the model's code
-    remarks: Tuple[str, ...]  # what was read otherwise than one would think
+    norms_mean: bool  # whether its last norm follows the mean of the patches, by its name
 
     def read(self, name: str) -> Tensor:
         """One parameter, in float32."""
 
 
-# Formats that the names of the tensors tell, and where each has its notes. `.npz` is Google's alone,
-# and a checkpoint of ours is known by its prefix.
+# `.npz` is Google's alone.
+FLAX: Tuple[Format, ...] = (GOOGLE, BIG_VISION, GOOGLE_MIXER)
+# Formats that the names of the tensors tell, and where each has its notes. A checkpoint of ours is known
+# by its prefix.
 NAMED: Tuple[Tuple[Format, Callable[[str], Notes]], ...] = (
     (HUGGING_FACE, read_config),
     (TIMM, read_notes),
+    (TIMM_MIXER, read_notes),
     (TORCHVISION, read_notes),
     (MMPRETRAIN, read_notes),
     (CLASSYVISION, read_notes),
 )
-ACCEPTED = ", ".join((GOOGLE.title, NativeFile.format, *(format.title for format, _ in NAMED)))
+ACCEPTED = ", ".join((*(format.title for format in FLAX), NativeFile.format, *(format.title for format, _ in NAMED)))
 
 # A file with less of a table than this is of none of the formats, rather than a damaged one.
 _LEAST_MATCH = 0.5
@@ -61,7 +68,8 @@ def open_weights(path: str) -> WeightFile:
         raise UserError(f"weights={path} does not exist")
     file = _open_container(_file_in(path) if os.path.isdir(path) else path)
     if isinstance(file, Npz):
-        return TableFile(GOOGLE, file, *read_notes(file.path))
+        flax = FlaxFile(file)
+        return TableFile(max(FLAX, key=lambda format: format.match(flax.entries)), flax, *read_notes(file.path))
     if NativeFile.recognises(file):
         return NativeFile(file, *read_notes(file.path)[:2])
     match, (format, notes) = max(((named[0].match(file.entries), named) for named in NAMED), key=lambda pair: pair[0])
@@ -72,9 +80,9 @@ def open_weights(path: str) -> WeightFile:
 
 
 def _file_in(folder: str) -> str:
-    found = [os.path.join(folder, name) for name in FILES if os.path.isfile(os.path.join(folder, name))]
+    found = [os.path.join(folder, name) for name in WEIGHTS if os.path.isfile(os.path.join(folder, name))]
     if not found:
-        raise UserError(f"weights={folder} is not a file, and a directory without weights; it would need {FILES[0]}")
+        raise UserError(f"weights={folder} is not a file, and a directory without weights; it would need {WEIGHTS[0]}")
     return found[0]
 
 
@@ -101,10 +109,9 @@ def _guess(start: bytes) -> str:
     """What the file is instead, where that is known to happen."""
     if not start:
         return ": it is empty"
-    if start.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
-        return ": it is a web page, as some addresses answer with in place of a file"
-    if start.startswith(b"version https://git-lfs"):
-        return ": it is a pointer of Git LFS, which `git lfs pull` replaces by the file"
+    other = lookalike(start)
+    if other:
+        return f": it is {other}"
     if start.startswith(b"\x80"):
         return ": it is a pickle, which could run code"
     return ""

@@ -1,26 +1,40 @@
 """Hugging Face's ViT weights: a directory with `config.json` and `model.safetensors`, or older or sharded files.
 
 The names are those of transformers 4, which transformers 5 writes too; in memory the latter has
-other ones, which a state dict saved by hand shows.
+other ones, which a state dict saved by hand shows. Hybrids (`ViTHybridModel`, on a BiT ResNet) are read
+only: transformers 5 no longer has them.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 import torch
 from torch import Tensor
 
 from ipu_vit.errors import UserError
 from ipu_vit.weights.notes import Notes, checked_notes, read_json, write_json
+from ipu_vit.weights.parameters import CLASSIFY, REPRESENTATION, model_sizes
 from ipu_vit.weights.safetensors_file import write_safetensors
-from ipu_vit.weights.shapes import model_sizes, shapes_of
-from ipu_vit.weights.table import CLASSIFY, REPRESENTATION, Format, modules, to_format
+from ipu_vit.weights.shapes import shapes_of
+from ipu_vit.weights.table import Format, modules, to_format
 
 OLD = "vit.encoder.layer.{i}."
 NEW = "vit.layers.{i}."
-TABLE = modules(
+BACKBONE = "vit.embeddings.patch_embeddings.backbone.bit."
+OUR_UNIT, UNIT = "embedding.stem.stages.{s}.{u}.", BACKBONE + "encoder.stages.{s}.layers.{u}."
+OUR_FIRST, FIRST = "embedding.stem.stages.{s}.0.", BACKBONE + "encoder.stages.{s}.layers.0."
+RESNET = modules(
+    ("embedding.stem.root", BACKBONE + "embedder.convolution"),
+    ("embedding.stem.root_norm", BACKBONE + "embedder.norm"),
+    (OUR_FIRST + "projection", FIRST + "downsample.conv"),
+    (OUR_FIRST + "projection_norm", FIRST + "downsample.norm"),
+    *((OUR_UNIT + f"conv{i}", UNIT + f"conv{i}") for i in (1, 2, 3)),
+    *((OUR_UNIT + f"norm{i}", UNIT + f"norm{i}") for i in (1, 2, 3)),
+    written=False,
+)
+TABLE = RESNET + modules(
     ("embedding.class_token", "vit.embeddings.cls_token"),
     ("embedding.position", "vit.embeddings.position_embeddings"),
     ("embedding.patch", "vit.embeddings.patch_embeddings.projection"),
@@ -36,14 +50,6 @@ TABLE = modules(
 )
 HUGGING_FACE = Format("Hugging Face", TABLE, prefix=r"vit\.")
 
-# What a directory may hold, in the order in which transformers looks for it.
-FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-
 
 def read_config(path: str) -> Notes:
     """What `config.json` beside the file at `path` says of the model."""
@@ -51,8 +57,8 @@ def read_config(path: str) -> Notes:
     config = read_json(path)
     if "hidden_act" in config and config["hidden_act"] != "gelu":
         raise UserError(f"{path} has hidden_act={config['hidden_act']!r}; 'gelu' is accepted")
-    # This class ignores the pooler that some files have.
-    classifies = config.get("architectures") == ["ViTForImageClassification"]
+    # These classes ignore the pooler that some files have.
+    classifies = config.get("architectures") in (["ViTForImageClassification"], ["ViTHybridForImageClassification"])
     return checked_notes(
         path,
         config.get("num_attention_heads"),
@@ -62,7 +68,7 @@ def read_config(path: str) -> Notes:
 
 
 def write_huggingface(
-    state: Mapping[str, Tensor], folder: str, heads: int, epsilon: float, dtype: torch.dtype = torch.float32
+    state: Mapping[str, Tensor], folder: str, heads: Optional[int], epsilon: float, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write parameters under our names as a directory that `transformers` loads.
 
@@ -83,7 +89,7 @@ def write_huggingface(
     write_safetensors(tensors, os.path.join(folder, "model.safetensors"))
 
 
-def _config(state: Mapping[str, Tensor], heads: int, epsilon: float, dtype: torch.dtype) -> Dict[str, Any]:
+def _config(state: Mapping[str, Tensor], heads: Optional[int], epsilon: float, dtype: torch.dtype) -> Dict[str, Any]:
     sizes = model_sizes(shapes_of(state))
     classes = sizes.get("classes")
     config: Dict[str, Any] = {

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from ipu_vit.errors import UserError
+from ipu_vit.models.positions import fixed_positions, grid_side, layout_of
 from ipu_vit.models.vit import Attention
 from ipu_vit.weights.formats import WeightFile, open_weights
-from ipu_vit.weights.positions import Grid, grid_side, layout_of, resize_positions
-from ipu_vit.weights.shapes import Shape, listed, model_sizes
-from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, POSITION, REPRESENTATION, within
+from ipu_vit.weights.parameters import CLASS_TOKEN, CLASSIFY, POSITION, REPRESENTATION, STEM, model_sizes, within
+from ipu_vit.weights.positions import Grid, resize_positions
+from ipu_vit.weights.shapes import Shape, listed
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,18 @@ def load_weights(model: nn.Module, path: str, resize: str = "bilinear") -> LoadR
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     replaced, dropped = _plan_head(file.shapes, shapes)
+    frozen = POSITION in parameters and not parameters[POSITION].requires_grad
+    fixed = frozen or (file.fixed_positions and POSITION in shapes and shapes[POSITION][-1] % 4 == 0)
+    if frozen and POSITION in file.shapes:
+        dropped[POSITION] = "the model's are fixed"
     had, has = CLASS_TOKEN in file.shapes, CLASS_TOKEN in shapes
     if has and not had:
         replaced[CLASS_TOKEN] = "the file has none"
     if had and not has:
         dropped[CLASS_TOKEN] = "the model has none"
-    kept = [name for name in shapes if not within(name, replaced)]
+    kept = [name for name in shapes if not within(name, replaced) and not (fixed and name == POSITION)]
     _check(file, shapes, kept, _heads(model), path)
-    resized = _plan_positions(file.shapes, shapes, path)
+    resized = None if frozen else _plan_positions(file.shapes, shapes, path)
     with torch.no_grad():
         for name in kept:
             tensor = file.read(name)
@@ -76,10 +81,16 @@ def load_weights(model: nn.Module, path: str, resize: str = "bilinear") -> LoadR
             if name == POSITION and had and not has:
                 tensor = tensor[:, 1:]
             parameters[name].copy_(tensor)
+        if fixed:
+            parameters[POSITION].copy_(fixed_positions(shapes[POSITION][1:], class_token=has))
     strangers = [name for name in file.shapes if name not in shapes and not within(name, dropped)]
     unused = (*file.unused, *strangers)
-    remarks = (*file.remarks, *_compare_epsilon(file, model))
-    return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, unused, remarks)
+    remarks = _compare_epsilon(file, model)
+    if file.norms_mean:
+        remarks.append("its last norm follows the mean of the patches and is read as head.norm (model.pool_norm=after)")
+    if file.fixed_positions and fixed:
+        remarks.append("positions are fixed sines and cosines, which the file has no need to hold")
+    return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, unused, tuple(remarks))
 
 
 def _heads(model: nn.Module) -> Optional[int]:
@@ -117,7 +128,7 @@ def _plan_head(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Tuple
 def _plan_positions(found: Mapping[str, Shape], wanted: Mapping[str, Shape], path: str) -> Optional[Tuple[Grid, Grid]]:
     """The grids to resize from and to, if they differ."""
     had, has = CLASS_TOKEN in found, CLASS_TOKEN in wanted
-    if POSITION not in wanted or (had == has and found[POSITION] == wanted[POSITION]):
+    if POSITION not in wanted or POSITION not in found or (had == has and found[POSITION] == wanted[POSITION]):
         return None
     old, new = grid_side(found[POSITION][1], had), grid_side(wanted[POSITION][1], has)
     if old is None or new is None:
@@ -140,14 +151,14 @@ def _check(file: WeightFile, wanted: Mapping[str, Shape], kept: Sequence[str], h
     faults += [
         f"{name} is {shape} in the file but missing in the model"
         for name, shape in file.shapes.items()
-        if name.startswith("layers.") and name not in wanted
+        if (name.startswith("layers.") or within(name, [STEM])) and name not in wanted
     ]
     # The number of heads changes what is computed but no shape of ours.
     if heads is not None and file.heads not in (None, heads):
         faults.append(f"attention has {file.heads} heads in the file but {heads} in the model")
     if faults:
         theirs, ours = _settings(file.shapes, file.heads), _settings(wanted, heads)
-        fitting = [f"{key}={value}" for key, value in theirs.items() if key in ours and ours[key] != value]
+        fitting = [f"{key}={_typed(value)}" for key, value in theirs.items() if key in ours and ours[key] != value]
         hint = f"; {' '.join(fitting)} would fit" if fitting else ""
         raise UserError(f"weights={path} does not fit the model: {listed(faults)}{hint}")
 
@@ -157,10 +168,18 @@ def _fixed(name: str, shape: Shape) -> Shape:
     return shape[:1] + shape[2:] if name == POSITION and len(shape) == 3 else shape
 
 
-def _settings(shapes: Mapping[str, Shape], heads: Optional[int]) -> Dict[str, int]:
+def _settings(shapes: Mapping[str, Shape], heads: Optional[int]) -> Dict[str, Any]:
     """The settings that give a model such shapes, without those that need not fit."""
     sizes = model_sizes(shapes)
-    settings = {f"model.{key}": size for key, size in sizes.items() if key not in ("image_size", "classes")}
+    adapted = ["classes", "class_token"]
+    if sizes["kind"] != "mixer":  # whose perceptrons across tokens are made for so many of them
+        adapted.append("image_size")
+    settings = {f"model.{key}": size for key, size in sizes.items() if key not in adapted}
     if heads is not None:
         settings["model.heads"] = heads
     return settings
+
+
+def _typed(value: Any) -> str:
+    """A value as an override has it, without blanks."""
+    return "none" if value is None else str(value).replace(" ", "")

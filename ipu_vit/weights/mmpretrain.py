@@ -7,7 +7,8 @@ calls its only layer `fc`. A backbone saved alone has no prefix.
 
 from __future__ import annotations
 
-from ipu_vit.weights.table import CLASS_TOKEN, CLASSIFY, REPRESENTATION, Format, modules
+from ipu_vit.weights.parameters import CLASS_TOKEN, CLASSIFY, REPRESENTATION
+from ipu_vit.weights.table import Format, modules
 
 LAYER = "backbone.layers.{i}."
 TABLE = modules(
@@ -29,5 +30,5 @@ MMPRETRAIN = Format(
     TABLE,
     optional=(CLASS_TOKEN, REPRESENTATION, CLASSIFY),
     prefix=r"backbone\.",
-    remarks={"backbone.ln2.weight": "backbone.ln2, which follows the mean of the patches, is read as head.norm"},
+    norm_of_mean="backbone.ln2",
 )

@@ -6,25 +6,15 @@ learnt grid is resized like an image; the class token's position stays as it is.
 
 from __future__ import annotations
 
-import math
-from typing import Optional, Tuple
+from typing import Tuple
 
-from torch import Tensor, cat
+import torch
+from torch import Tensor
 from torch.nn import functional
 
+from ipu_vit.models.positions import grid_side, layout_of
+
 Grid = Tuple[int, int]
-
-
-def grid_side(tokens: int, class_token: bool = True) -> Optional[int]:
-    """Side of the square grid behind `tokens` positions, after the class token's, if they are one."""
-    patches = max(tokens - class_token, 0)
-    side = math.isqrt(patches)
-    return side if side and side * side == patches else None
-
-
-def layout_of(class_token: bool) -> str:
-    """What positions have to be, in words."""
-    return "a class token and a square grid" if class_token else "a square grid"
 
 
 def resize_positions(
@@ -53,4 +43,4 @@ def resize_positions(
     image = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     corners = True if mode == "bilinear" else None
     resized = functional.interpolate(image, size=tuple(grid), mode=mode, align_corners=corners, antialias=antialias)
-    return cat([first, resized.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+    return torch.cat([first, resized.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)

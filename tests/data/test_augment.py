@@ -1,73 +1,31 @@
-"""Boxes are distributed as torchvision's, and resizing is Pillow's."""
+"""Resizing is Pillow's, and every step comes in its turn."""
 
 from __future__ import annotations
 
-import math
-from typing import Sequence
-
 import numpy as np
 import pytest
+from distributions import within
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import photograph
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ipu_vit.data.augment import RESAMPLING, EvaluationTransform, RandomResizedCrop, TrainingTransform, channels_first
+from ipu_vit.data.augment import RESAMPLING, EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.autoaugment import AutoAugment
+from ipu_vit.data.crops import InceptionCrop, RandomResizedCrop, ResizeThenCrop
+from ipu_vit.data.erasing import RandomErasing
+from ipu_vit.data.jitter import ColourJitter
+from ipu_vit.data.randaugment import RandAugment, TimmRandAugment
 from ipu_vit.errors import UserError
 
-DRAWS = 4000
-BOUND = 1.95  # Kolmogorov's statistic exceeds this in one of a thousand cases
-
-
-def distance_from_uniform(values: Sequence[float], low: float, high: float) -> float:
-    """Kolmogorov's statistic: the largest distance of the distribution functions, times √n."""
-    fractions = np.sort((np.asarray(values) - low) / (high - low))
-    steps = np.arange(len(values) + 1) / len(values)
-    return math.sqrt(len(values)) * max((steps[1:] - fractions).max(), (fractions - steps[:-1]).max())
-
-
-def test_boxes_have_the_stated_distribution_where_all_fit() -> None:
-    """Area, logarithm of the ratio and place are uniform if no draw has to be rejected."""
-    crop, rng, side = RandomResizedCrop((0.1, 0.3), (3 / 4, 4 / 3)), np.random.default_rng(0), 4000
-    left, top, right, bottom = np.array([crop.box(side, side, rng) for _ in range(DRAWS)]).T
-    across, down = right - left, bottom - top
-    assert distance_from_uniform(across * down / side**2, 0.1, 0.3) < BOUND
-    assert distance_from_uniform(np.log(across / down), math.log(3 / 4), math.log(4 / 3)) < BOUND
-    assert distance_from_uniform(left / (side - across), 0, 1) < BOUND
-    assert distance_from_uniform(top / (side - down), 0, 1) < BOUND
-
-
-def test_boxes_are_distributed_as_torchvisions() -> None:
-    """Where draws are rejected, too: one of its sides often exceeds a 500 × 375 image."""
-    transforms = pytest.importorskip("torchvision.transforms")
-    import torch
-
-    torch.manual_seed(0)
-    image, area, ratio = torch.zeros(3, 375, 500), [0.08, 1.0], [3 / 4, 4 / 3]
-    theirs = np.array([transforms.RandomResizedCrop.get_params(image, area, ratio) for _ in range(DRAWS)])
-    rng = np.random.default_rng(0)
-    left, top, right, bottom = np.array([RandomResizedCrop().box(500, 375, rng) for _ in range(DRAWS)]).T
-    for ours, other in zip((top, left, bottom - top, right - left), theirs.T):
-        at = np.arange(501)
-        gap = np.searchsorted(np.sort(ours), at, "right") - np.searchsorted(np.sort(other), at, "right")
-        assert np.abs(gap).max() / DRAWS * math.sqrt(DRAWS / 2) < BOUND
-
-
-@pytest.mark.parametrize("width, height, box", [(10, 1000, (0, 493, 10, 506)), (1000, 10, (493, 0, 506, 10))])
-def test_where_nothing_fits_the_middle_is_taken(width: int, height: int, box: tuple[int, int, int, int]) -> None:
-    assert RandomResizedCrop().box(width, height, np.random.default_rng(0)) == box
-
-
-@pytest.mark.parametrize("width, height", [(1, 1), (1, 7), (300, 1), (33, 34)])
-def test_boxes_lie_within_images_of_any_size(width: int, height: int) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(500):
-        left, top, right, bottom = RandomResizedCrop().box(width, height, rng)
-        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+WHOLE = RandomResizedCrop((1, 1), (1, 1))
+"""Of square images."""
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_training_crops_and_resizes_as_pillow_does(interpolation: str) -> None:
     image, size = photograph(3, 300, 200), 24
-    transform = TrainingTransform(size, area=(0.3, 1), interpolation=interpolation, flip=0)
+    transform = TrainingTransform(size, RandomResizedCrop((0.3, 1)), interpolation, flip=0)
     for seed in range(20):
         ours = transform(np.asarray(image), np.random.default_rng(seed))
         box = RandomResizedCrop((0.3, 1)).box(300, 200, np.random.default_rng(seed))
@@ -79,15 +37,85 @@ def test_training_crops_and_resizes_as_pillow_does(interpolation: str) -> None:
         assert np.abs(ours.astype(int) - reference).mean() < 1
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resize_then_crop_is_the_two_in_turn(interpolation: str) -> None:
+    image = photograph(3, 300, 200)
+    resized = np.asarray(image.resize((32, 32), RESAMPLING[interpolation])).astype(int)
+    windows = [channels_first(resized[y : y + 24, x : x + 24]) for x in range(9) for y in range(9)]
+    transform = TrainingTransform(24, ResizeThenCrop(32, 24), interpolation, flip=0)
+    chosen = set()
+    for seed in range(30):
+        ours = transform(np.asarray(image), np.random.default_rng(seed))
+        differences = [np.abs(ours - window).max() for window in windows]
+        chosen.add(int(np.argmin(differences)))
+        assert min(differences) <= 2  # the two round their coefficients differently
+    assert len(chosen) > 20
+
+
 def test_flip_mirrors_with_the_stated_probability() -> None:
     image = np.asarray(photograph(4))
-    plain, mirrored, often = (TrainingTransform(8, flip=flip) for flip in (0, 1, 0.25))
+    plain, mirrored, often = (TrainingTransform(8, RandomResizedCrop(), flip=flip) for flip in (0, 1, 0.25))
     flips = 0
     for seed in range(1000):
         one, other = (transform(image, np.random.default_rng(seed)) for transform in (plain, mirrored))
         np.testing.assert_array_equal(other, one[:, :, ::-1])
         flips += np.array_equal(often(image, np.random.default_rng(seed)), other)
-    assert abs(flips - 250) < 3.3 * math.sqrt(1000 * 0.25 * 0.75)
+    assert within(flips, 1000, 0.25)
+
+
+def test_the_change_sees_the_flipped_square_and_erasing_comes_last() -> None:
+    seen = []
+
+    def invert(square: Image.Image, rng: np.random.Generator) -> Image.Image:
+        seen.append(np.asarray(square))
+        return ImageOps.invert(square)
+
+    image = np.asarray(photograph(4, 16, 16))
+    white = RandomErasing(1.0, (255.0, 255.0, 255.0), (1e-9, 1e-9, 1e-9))
+    ours = TrainingTransform(16, WHOLE, flip=1, change=invert, erase=white)(image, np.random.default_rng(0))
+    np.testing.assert_array_equal(seen[0], image[:, ::-1])
+    erased = (ours == 255).all(axis=0)
+    assert 0 < erased.sum() < erased.size
+    np.testing.assert_array_equal(ours[:, ~erased], (255 - channels_first(image[:, ::-1]))[:, ~erased])
+
+
+CHANGES = {
+    "none": None,
+    "autoaugment": AutoAugment(),
+    "randaugment": RandAugment(3, 15.0),
+    "timm_randaugment": TimmRandAugment(3, 9.0, 0.5, (124, 116, 104), Image.Resampling.BICUBIC),
+    "jitter": ColourJitter(0.4, 0.4, 0.4, 0.5),
+}
+
+
+@settings(deadline=None)
+@given(
+    width=st.sampled_from([1, 2, 3, 17, 1000]),
+    height=st.sampled_from([1, 2, 5, 31, 1000]),
+    size=st.sampled_from([1, 2, 7, 16]),
+    change=st.sampled_from(sorted(CHANGES)),
+    crop=st.sampled_from(["random_resized", "inception", "resize_then_crop"]),
+    seed=st.integers(0, 1000),
+)
+def test_images_of_any_size_become_squares_by_the_seed_alone(
+    width: int, height: int, size: int, change: str, crop: str, seed: int
+) -> None:
+    image = np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+    crops = {
+        "random_resized": RandomResizedCrop(),
+        "inception": InceptionCrop(),
+        "resize_then_crop": ResizeThenCrop(size + 3, size),
+    }
+    erase = RandomErasing(0.5, (124.0, 116.0, 104.0), (58.0, 57.0, 57.0))
+    transform = TrainingTransform(size, crops[crop], "bicubic", 0.5, CHANGES[change], erase)
+    before = image.copy()
+    ours = transform(image, np.random.default_rng(seed))
+    assert ours.shape == (3, size, size) and ours.dtype == np.uint8
+    assert ours.flags.c_contiguous and ours.flags.writeable
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(ours, transform(image, np.random.default_rng(seed)))
+    for resize in (None, size + 2):
+        assert EvaluationTransform(resize, size)(image).shape == (3, size, size)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -103,9 +131,18 @@ def test_evaluation_resizes_whole_and_cuts_the_middle(width: int, height: int, i
     assert difference.max() <= 2 and difference.mean() < 0.25  # the two round their coefficients differently
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_without_a_margin_squeezes_the_whole_image(interpolation: str) -> None:
+    image = photograph(5, 61, 40)
+    ours = EvaluationTransform(None, 32, interpolation)(np.asarray(image))
+    squeezed = image.resize((32, 32), RESAMPLING[interpolation])
+    np.testing.assert_array_equal(ours, channels_first(np.asarray(squeezed)))
+
+
 def test_evaluation_leaves_images_of_the_right_size_alone() -> None:
     image = np.asarray(photograph(6, 32, 32))
-    np.testing.assert_array_equal(EvaluationTransform(32, 32)(image), image.transpose(2, 0, 1))
+    for resize in (32, None):
+        np.testing.assert_array_equal(EvaluationTransform(resize, 32)(image), image.transpose(2, 0, 1))
 
 
 def test_evaluation_of_an_endless_strip_computes_the_crop_only() -> None:

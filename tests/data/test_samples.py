@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Sequence, Tuple, Union
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered_images import Numbers, all_of, contents, labels_of, samples_of
 from torch.utils.data import DataLoader
 
 from ipu_vit.data.augment import EvaluationTransform, TrainingTransform, channels_first
-from ipu_vit.data.decode import UnreadableImage
+from ipu_vit.data.crops import RandomResizedCrop
+from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.folder import ImageFolder
+from ipu_vit.data.randaugment import RandAugment
 from ipu_vit.data.samples import (
     EvaluationSamples,
-    Sample,
     TrainingSamples,
     check_readable,
     unreadable_files,
@@ -30,56 +30,6 @@ from ipu_vit.errors import UserError
 
 SEEDS = st.integers(0, 2**31 - 1)
 unhurried = settings(deadline=None)  # a busy machine is no failure
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Image i is one pixel with value i (modulo 256), of class i; the broken ones cannot be loaded."""
-
-    count: int
-    broken: Tuple[int, ...] = ()
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return [str(number) for number in range(self.count)]
-
-    def __len__(self) -> int:
-        return self.count
-
-    def load(self, index: int) -> np.ndarray:
-        if index in self.broken:
-            raise UnreadableImage(self.name(index), "broken")
-        return np.full((1, 1, 3), index % 256, np.uint8)
-
-    def label(self, index: int) -> int:
-        return index
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
-
-
-def marked(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Not augmented, but with a random number in place of the last channel."""
-    image[0, 0, 2] = rng.integers(256)
-    return channels_first(image)
-
-
-def samples_of(source: Any, **options: Any) -> TrainingSamples:
-    return TrainingSamples(
-        source, marked, **{"image_size": 1, "seed": 0, "global_batch": 4, "first_update": 0, **options}
-    )
-
-
-def labels_of(samples: TrainingSamples) -> List[int]:
-    return [int(label) for _, label in all_of(samples)]
-
-
-def all_of(samples: Union[TrainingSamples, EvaluationSamples]) -> List[Sample]:
-    return [samples[item] for item in range(len(samples))]
-
-
-def contents(samples: TrainingSamples) -> List[Tuple[bytes, int]]:
-    return [(image.numpy().tobytes(), int(label)) for image, label in all_of(samples)]
 
 
 # Order
@@ -145,9 +95,10 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 @pytest.mark.parametrize("workers, method", [(2, "fork"), (2, "spawn")])
 def test_workers_change_nothing(photographs: Path, workers: int, method: str) -> None:
+    erase = RandomErasing(0.5, (127.5,) * 3, (127.5,) * 3)
     samples = TrainingSamples(
         ImageFolder(photographs, "data.root"),
-        TrainingTransform(16),
+        TrainingTransform(16, RandomResizedCrop(), change=RandAugment(2, 9.0), erase=erase),
         image_size=16,
         seed=7,
         global_batch=6,
@@ -198,7 +149,7 @@ def test_files_that_are_no_images_are_replaced_and_listed(photographs: Path, tmp
     log = tmp_path / "unreadable.txt"
     samples = TrainingSamples(
         ImageFolder(photographs, "data.root"),
-        TrainingTransform(16),
+        TrainingTransform(16, RandomResizedCrop()),
         image_size=16,
         seed=0,
         global_batch=11,

@@ -138,3 +138,15 @@ def test_checkpointed_sequences_are_traced() -> None:
     weight = X.clone().requires_grad_()
     layers(weight).sum().backward()
     torch.testing.assert_close(found, weight.grad)
+
+
+# --- questions about types ---------------------------------------------------------------------------
+
+
+def test_questions_about_types_are_answered_while_tracing() -> None:
+    def forward(x: Tensor) -> Tensor:
+        assert torch.promote_types(torch.float16, x.dtype) == torch.float32
+        assert torch.can_cast(torch.float16, x.dtype) and not torch.can_cast(x.dtype, torch.int32)
+        return x.to(torch.promote_types(x.dtype, torch.float16)) + 1
+
+    assert torch.equal(infer(forward, X), X + 1)

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Tuple
 
 import numpy
 import pytest
-import torch
+from reference_models import SIZES, difference, randomise, transformers_config
 from torch import Tensor, nn
 
 from ipu_vit.models.vit import VisionTransformer
@@ -31,17 +31,7 @@ class HuggingFaceViT(nn.Module):
         super().__init__()
         transformers = pytest.importorskip("transformers")
         representation = sizes.get("representation")
-        config = transformers.ViTConfig(
-            image_size=sizes["image_size"],
-            patch_size=sizes["patch_size"],
-            hidden_size=sizes["width"],
-            num_hidden_layers=sizes["depth"],
-            num_attention_heads=sizes["heads"],
-            intermediate_size=sizes["mlp_width"],
-            num_labels=sizes["classes"],
-            hidden_act="gelu",
-            layer_norm_eps=1e-6,
-        )
+        config = transformers_config(sizes)
         if representation is None:
             self.vit = transformers.ViTForImageClassification(config)
         else:
@@ -103,38 +93,13 @@ class HuggingFaceViT(nn.Module):
 
 
 @pytest.fixture
-def same_logits() -> Callable[[nn.Module, nn.Module], None]:
+def same_logits() -> Callable[..., None]:
     """Holds two models to the same logits, by images that both tell apart."""
 
-    @torch.no_grad()
     def check(ours: nn.Module, theirs: nn.Module, image_size: int = 12) -> None:
-        images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(3))
-        expected = theirs.eval()(images)
-        expected = getattr(expected, "logits", expected)
-        assert (expected[0] - expected[1]).abs().max() > 0.1, "logits that ignore the image would prove nothing"
-        assert (ours.eval()(images) - expected).abs().max() <= 1e-4
+        assert difference(ours, theirs, image_size) <= 1e-4
 
     return check
-
-
-@pytest.fixture
-def randomise() -> Callable[[nn.Module], None]:
-    """Gives a module random weights, large enough that images differ in their logits."""
-
-    def randomise(module: nn.Module) -> None:
-        torch.manual_seed(5)
-        _randomise(module, 0.4)
-
-    return randomise
-
-
-@torch.no_grad()
-def _randomise(module: nn.Module, std: float) -> None:
-    for parameter in module.parameters():
-        parameter.normal_(std=std)
-    for norm in module.modules():
-        if isinstance(norm, nn.LayerNorm):
-            norm.weight.add_(1)
 
 
 @pytest.fixture
@@ -142,9 +107,8 @@ def huggingface(tmp_path: Path) -> Callable[..., Tuple[HuggingFaceViT, str]]:
     """Makes a Hugging Face model with random weights and a Google file of them."""
 
     def make(sizes: Dict[str, Any], std: float = 0.2, dtype: str = "float32") -> Tuple[HuggingFaceViT, str]:
-        torch.manual_seed(0)
         model = HuggingFaceViT(sizes).eval()
-        _randomise(model, std)
+        randomise(model, std, seed=0)
         path = str(tmp_path / "weights.npz")
         arrays: Dict[str, Any] = {name: array.astype(dtype) for name, array in model.arrays(sizes["heads"]).items()}
         numpy.savez(path, **arrays)
@@ -158,10 +122,8 @@ def vit() -> Callable[..., VisionTransformer]:
     """Makes a small model of ours with random weights; keywords change its sizes."""
 
     def make(**changes: Any) -> VisionTransformer:
-        sizes = dict(image_size=12, patch_size=4, width=12, depth=2, heads=3, mlp_width=20, classes=5)
-        torch.manual_seed(1)
-        model = VisionTransformer(**{**sizes, **changes}).eval()
-        _randomise(model, 0.2)
+        model = VisionTransformer(**{**SIZES, **changes}).eval()
+        randomise(model, 0.3, seed=1)
         return model
 
     return make

@@ -7,12 +7,12 @@ from typing import Any, Callable, Dict, Optional
 
 import pytest
 import torch
+from reference_models import randomise
 from torch import Tensor, nn
 
 from ipu_vit.models.vit import VisionTransformer
-from ipu_vit.weights.classyvision import CLASSYVISION
 from ipu_vit.weights.load import load_weights
-from ipu_vit.weights.table import to_format
+from ipu_vit.weights.writers import write_weights
 
 Make = Callable[..., VisionTransformer]
 
@@ -74,9 +74,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize("hidden", [None, 7])
 @pytest.mark.parametrize("names", [(), ("trunk_output", "imagenet-21k head")])
-def test_checkpoints(
-    vit: Make, randomise: Any, same_logits: Any, tmp_path: Path, hidden: Optional[int], names: Any
-) -> None:
+def test_checkpoints(vit: Make, same_logits: Any, tmp_path: Path, hidden: Optional[int], names: Any) -> None:
     theirs = Model(hidden)
     randomise(theirs)
     torch.save(theirs.checkpoint(*names), tmp_path / "checkpoint.torch")
@@ -86,7 +84,7 @@ def test_checkpoints(
     assert report.summary() == f"weights: {len(report.kept)} tensors from {report.path} (ClassyVision)"
 
 
-def test_a_trunk_alone(vit: Make, randomise: Any, tmp_path: Path) -> None:
+def test_a_trunk_alone(vit: Make, tmp_path: Path) -> None:
     theirs = Model(None)
     randomise(theirs)
     torch.save(theirs.trunk.state_dict(), tmp_path / "trunk.pth")
@@ -96,11 +94,12 @@ def test_a_trunk_alone(vit: Make, randomise: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hidden", [None, 7])
-def test_their_model_loads_what_is_written(vit: Make, same_logits: Any, hidden: Optional[int]) -> None:
+def test_their_model_loads_what_is_written(vit: Make, same_logits: Any, tmp_path: Path, hidden: Optional[int]) -> None:
     ours, theirs = vit(representation=hidden), Model(hidden)
-    tensors = to_format(CLASSYVISION, ours.state_dict())
-    prefixes = {"trunk.": theirs.trunk, "heads.trunk_output.default_head.": theirs.head}
-    for prefix, module in prefixes.items():
-        module.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
-    assert all(name.startswith(tuple(prefixes)) for name in tensors)
+    path = str(tmp_path / "checkpoint.torch")
+    write_weights("classyvision", ours.state_dict(), path, heads=3, epsilon=1e-6)
+    written = torch.load(path)["classy_state_dict"]["base_model"]["model"]
+    theirs.trunk.load_state_dict(written["trunk"], strict=True)
+    theirs.head.load_state_dict(written["heads"]["trunk_output"]["default_head"], strict=True)
+    assert set(written) == {"trunk", "heads"}
     same_logits(ours, theirs)

@@ -120,6 +120,22 @@ def test_a_cached_file_that_has_changed_is_downloaded_again(server: LocalServer,
     assert len(server.asked) == 2
 
 
+def test_a_cached_file_is_summed_up_only_if_its_size_or_time_has_changed(server: LocalServer, tmp_path: Path) -> None:
+    address = server.serve("/weights.npz", BODY)
+    path = fetch.fetch(address, tmp_path)
+    arrived = path.stat().st_mtime_ns
+    os.utime(path, ns=(arrived, arrived + 1))
+    assert fetch.fetch(address, tmp_path) == path
+    assert len(server.asked) == 1  # the sum is still right
+    path.write_bytes(BODY[::-1])
+    os.utime(path, ns=(arrived, arrived))
+    assert fetch.fetch(address, tmp_path).read_bytes() == BODY[::-1]  # so nothing has been read to find out
+    assert len(server.asked) == 1
+    os.utime(path, ns=(arrived, arrived + 1))
+    assert fetch.fetch(address, tmp_path).read_bytes() == BODY
+    assert len(server.asked) == 2
+
+
 def test_a_known_sum_replaces_a_file_of_another(server: LocalServer, tmp_path: Path) -> None:
     old = fetch.fetch(server.serve("/w.npz", b"old"), tmp_path)
     with pytest.raises(UserError, match="has the sha256"):

@@ -110,11 +110,15 @@ def test_no_such_host(server: LocalServer, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("body", "headers", "sentence"),
     [
-        (b"welcome", {"Content-Type": "text/html; charset=utf-8"}, "is an HTML page and no file of weights"),
-        (b"\n <!DOCTYPE html><p>welcome", {}, "is an HTML page"),
-        (b"<html>welcome", {"Content-Type": "application/octet-stream"}, "is an HTML page"),
-        (b"<?xml version='1.0'?><Error/>", {}, "is an XML page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3", {}, "is a Git LFS pointer"),
+        (b"welcome", {"Content-Type": "text/html; charset=utf-8"}, "is no file of weights but a web page"),
+        (b"\n <!DOCTYPE html><p>welcome", {}, "is no file of weights but a web page"),
+        (b"<html>welcome", {"Content-Type": "application/octet-stream"}, "is no file of weights but a web page"),
+        (b"<?xml version='1.0'?><Error/>", {}, "is no file of weights but an XML page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3",
+            {},
+            "is no file of weights but a pointer of Git LFS",
+        ),
         (b"weights", {"Content-Encoding": "gzip"}, "is sent with Content-Encoding gzip"),
     ],
 )

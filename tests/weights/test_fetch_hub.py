@@ -45,6 +45,10 @@ def names(folder: Path) -> List[str]:
         (["config.json", "model.safetensors", "pytorch_model.bin"], ["config.json", "model.safetensors"]),
         (["config.json", "pytorch_model.bin", "tf_model.h5"], ["config.json", "pytorch_model.bin"]),
         (
+            ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"],
+            ["config.json", "model.safetensors", "preprocessor_config.json"],
+        ),
+        (
             ["README.md", "config.json", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"],
             ["config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"],
         ),

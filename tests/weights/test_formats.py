@@ -9,22 +9,46 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_models import randomise
 from torch import Tensor
 
 from ipu_vit.errors import UserError
+from ipu_vit.models.image_model import ImageModel
+from ipu_vit.models.mixer import Mixer
 from ipu_vit.models.vit import VisionTransformer
-from ipu_vit.weights.formats import NAMED, open_weights
-from ipu_vit.weights.google import GOOGLE
+from ipu_vit.weights.formats import FLAX, NAMED, open_weights
 from ipu_vit.weights.huggingface import HUGGING_FACE
 from ipu_vit.weights.load import load_weights
+from ipu_vit.weights.parameters import CLASS_TOKEN, POSITION, REPRESENTATION, SHAPES, STEM, within
 from ipu_vit.weights.pickled import write_pickled
 from ipu_vit.weights.safetensors_file import write_safetensors
-from ipu_vit.weights.table import SHAPES, Format, to_format
+from ipu_vit.weights.table import Format, to_format
+from ipu_vit.weights.timm import TIMM
 from ipu_vit.weights.torchvision import TORCHVISION
 
+Make = Callable[..., ImageModel]
 FORMATS = [format for format, _ in NAMED]
-Make = Callable[..., VisionTransformer]
-each_format = pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])
+VITS = [format for format in FORMATS if format.model == "ViT"]
+# What only a Mixer has, and what only the others have.
+OF_MIXERS = ("layers.{i}.tokens_mlp", "layers.{i}.tokens_norm")
+OF_OTHERS = (CLASS_TOKEN, POSITION, "layers.{i}.attention", "layers.{i}.attention_norm", REPRESENTATION)
+each_format = pytest.mark.parametrize("format", FORMATS, ids=[format.title for format in FORMATS])
+each_vit = pytest.mark.parametrize("format", VITS, ids=[format.title for format in VITS])
+
+
+@pytest.fixture
+def model(vit: Callable[..., VisionTransformer]) -> Make:
+    """Makes a small model of the kind that a format is for."""
+
+    def make(format: Format, **changes: Any) -> ImageModel:
+        if format.model == "ViT":
+            return vit(**changes)
+        sizes: Any = dict(image_size=12, patch_size=4, width=12, depth=2, mlp_width=20, classes=5)
+        mixer = Mixer(tokens_mlp_width=7, **{**sizes, **changes})
+        randomise(mixer)
+        return mixer
+
+    return make
 
 
 def write(format: Format, tensors: Dict[str, Tensor], folder: Path) -> str:
@@ -34,9 +58,12 @@ def write(format: Format, tensors: Dict[str, Tensor], folder: Path) -> str:
     return path
 
 
-@pytest.mark.parametrize("format", [*FORMATS, GOOGLE], ids=lambda format: format.name)
+@pytest.mark.parametrize("format", [*FORMATS, *FLAX], ids=lambda format: format.title)
 def test_a_table_has_every_parameter_once(format: Format) -> None:
-    assert sorted(row.ours for row in format.table) == sorted(SHAPES)
+    foreign = OF_MIXERS if format.model == "ViT" else (*OF_OTHERS, STEM)
+    has_stem = any(within(row.ours, [STEM]) for row in format.table)
+    expected = [name for name in SHAPES if not within(name, foreign) and (has_stem or not within(name, [STEM]))]
+    assert sorted(row.ours for row in format.table) == sorted(expected)
     names = [name for row in format.table for spelling in row.spellings() for name in spelling]
     assert len(names) == len(set(names))
 
@@ -56,9 +83,14 @@ def test_a_table_has_every_parameter_once(format: Format) -> None:
 def test_round_trip_is_exact(
     tmp_path_factory: Any, format: Format, heads: int, head_size: int, grid: int, **sizes: Any
 ) -> None:
-    if not all(row.written for row in format.table):
-        sizes["representation"] = None
-    model = VisionTransformer(heads=heads, width=heads * head_size, image_size=sizes["patch_size"] * grid, **sizes)
+    sizes.update(width=heads * head_size, image_size=sizes["patch_size"] * grid)
+    model: ImageModel
+    if format.model == "Mixer":
+        model = Mixer(tokens_mlp_width=sizes.pop("representation") or 3, **sizes)
+    else:
+        if format is TIMM:
+            sizes["representation"] = None
+        model = VisionTransformer(heads=heads, **sizes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     state = model.state_dict()
@@ -80,21 +112,21 @@ def test_round_trip_is_exact(
         (dict(mlp_width=21), "model.mlp_width=21 would fit"),
     ],
 )
-def test_a_model_of_other_sizes_is_named(vit: Make, tmp_path: Path, format: Format, changes: Any, hint: str) -> None:
-    path = write(format, to_format(format, vit(**changes).state_dict()), tmp_path)
+def test_a_model_of_other_sizes_is_named(model: Make, tmp_path: Path, format: Format, changes: Any, hint: str) -> None:
+    path = write(format, to_format(format, model(format, **changes).state_dict()), tmp_path)
     with pytest.raises(UserError, match=rf"^weights=.* does not fit the model: .*; {hint}$"):
-        load_weights(vit(), path)
+        load_weights(model(format), path)
 
 
 @each_format
-def test_another_number_of_classes_leaves_the_head(vit: Make, tmp_path: Path, format: Format) -> None:
-    path = write(format, to_format(format, vit(classes=9).state_dict()), tmp_path)
-    assert load_weights(vit(), path).replaced == {"head.classify": "9 classes in the file, 5 in the model"}
+def test_another_number_of_classes_leaves_the_head(model: Make, tmp_path: Path, format: Format) -> None:
+    path = write(format, to_format(format, model(format, classes=9).state_dict()), tmp_path)
+    assert load_weights(model(format), path).replaced == {"head.classify": "9 classes in the file, 5 in the model"}
 
 
-@each_format
-def test_a_model_without_a_class_token(vit: Make, tmp_path: Path, format: Format) -> None:
-    state = dict(vit().state_dict())
+@each_vit
+def test_a_model_without_a_class_token(model: Make, tmp_path: Path, format: Format) -> None:
+    state = dict(model(format).state_dict())
     del state["embedding.class_token"]
     state["embedding.position"] = state["embedding.position"][:, 1:]
     if format in (HUGGING_FACE, TORCHVISION):
@@ -106,38 +138,38 @@ def test_a_model_without_a_class_token(vit: Make, tmp_path: Path, format: Format
         assert all(torch.equal(file.read(name), tensor) for name, tensor in state.items())
 
 
-@each_format
-def test_a_class_token_that_has_a_position_is_missed(vit: Make, tmp_path: Path, format: Format) -> None:
-    tensors = to_format(format, vit().state_dict())
+@each_vit
+def test_a_class_token_that_has_a_position_is_missed(model: Make, tmp_path: Path, format: Format) -> None:
+    tensors = to_format(format, model(format).state_dict())
     lost = next(name for name in tensors if name.endswith(("cls_token", "class_token")))
     del tensors[lost]
     with pytest.raises(UserError, match=f"it lacks {lost}$"):
-        load_weights(vit(), write(format, tensors, tmp_path))
+        load_weights(model(format), write(format, tensors, tmp_path))
 
 
 @each_format
-def test_renamed_tensors_are_named(vit: Make, tmp_path: Path, format: Format) -> None:
-    tensors = to_format(format, vit().state_dict())
+def test_renamed_tensors_are_named(model: Make, tmp_path: Path, format: Format) -> None:
+    tensors = to_format(format, model(format).state_dict())
     lost = next(name for name in tensors if name.endswith("1.bias") or "layernorm_after.bias" in name)
     tensors["renamed"] = tensors.pop(lost)
     path = write(format, tensors, tmp_path)
     with pytest.raises(UserError) as caught:
-        load_weights(vit(), path)
-    assert str(caught.value) == f"weights={path} is not a ViT in {format.name}'s layout: it lacks {lost}"
+        load_weights(model(format), path)
+    assert str(caught.value) == f"weights={path} is not a {format.model} in {format.name}'s layout: it lacks {lost}"
 
 
 @each_format
-def test_shapes_that_contradict_each_other_are_named(vit: Make, tmp_path: Path, format: Format) -> None:
-    tensors = to_format(format, vit().state_dict())
+def test_shapes_that_contradict_each_other_are_named(model: Make, tmp_path: Path, format: Format) -> None:
+    tensors = to_format(format, model(format).state_dict())
     spoilt = next(name for name, tensor in tensors.items() if tensor.shape == (20,))
     tensors[spoilt] = torch.zeros(19)
     with pytest.raises(UserError, match=rf"do not fit each other: {spoilt} is \(19,\) but \(20,\) is expected$"):
-        load_weights(vit(), write(format, tensors, tmp_path))
+        load_weights(model(format), write(format, tensors, tmp_path))
 
 
-def test_tensors_of_another_kind_of_model_are_refused(vit: Make, tmp_path: Path) -> None:
-    for i, model in enumerate((torch.nn.Conv2d(3, 4, 3), torch.nn.TransformerEncoderLayer(8, 2), torch.nn.Identity())):
+def test_tensors_of_another_kind_of_model_are_refused(tmp_path: Path) -> None:
+    for i, module in enumerate((torch.nn.Conv2d(3, 4, 3), torch.nn.TransformerEncoderLayer(8, 2), torch.nn.Identity())):
         path = str(tmp_path / f"weights{i}")
-        write_pickled(model.state_dict(), path)
+        write_pickled(module.state_dict(), path)
         with pytest.raises(UserError, match="is of no known format, with tensors such as .*; accepted: Google .npz, "):
-            load_weights(vit(), path)
+            open_weights(path)

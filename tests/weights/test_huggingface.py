@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 import pytest
 import torch
+from reference_models import SIZES, randomise, transformers_config
 
 from ipu_vit.errors import UserError
 from ipu_vit.models.vit import VisionTransformer
@@ -17,21 +18,11 @@ from ipu_vit.weights.load import load_weights
 
 transformers = pytest.importorskip("transformers")
 Make = Callable[..., VisionTransformer]
-CONFIG: Dict[str, Any] = dict(
-    image_size=12,
-    patch_size=4,
-    hidden_size=12,
-    num_hidden_layers=2,
-    num_attention_heads=3,
-    intermediate_size=20,
-    num_labels=5,
-    layer_norm_eps=1e-6,
-)
 
 
 @pytest.fixture
-def theirs(randomise: Callable[..., None]) -> Any:
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(**CONFIG)).eval()
+def theirs() -> Any:
+    model = transformers.ViTForImageClassification(transformers_config(SIZES)).eval()
     randomise(model)
     return model
 
@@ -63,10 +54,8 @@ def test_pytorch_model_bin(theirs: Any, vit: Make, same_logits: Any, tmp_path: P
     same_logits(ours, theirs)
 
 
-def test_a_model_without_a_head_has_no_prefix_and_a_pooler(
-    vit: Make, randomise: Callable[..., None], tmp_path: Path
-) -> None:
-    theirs = transformers.ViTModel(transformers.ViTConfig(**CONFIG)).eval()
+def test_a_model_without_a_head_has_no_prefix_and_a_pooler(vit: Make, tmp_path: Path) -> None:
+    theirs = transformers.ViTModel(transformers_config(SIZES)).eval()
     randomise(theirs)
     theirs.save_pretrained(tmp_path)
     ours = vit(representation=12)

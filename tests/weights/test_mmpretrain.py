@@ -7,6 +7,7 @@ from typing import Any, Callable, Optional
 
 import pytest
 import torch
+from reference_models import randomise
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -90,9 +91,7 @@ class Classifier(nn.Module):
 
 
 @pytest.mark.parametrize(("hidden", "linear"), [(None, False), (7, False), (None, True)])
-def test_checkpoints(
-    vit: Make, randomise: Any, same_logits: Any, tmp_path: Path, hidden: Optional[int], linear: bool
-) -> None:
+def test_checkpoints(vit: Make, same_logits: Any, tmp_path: Path, hidden: Optional[int], linear: bool) -> None:
     theirs = Classifier(hidden, linear)
     randomise(theirs)
     meta = {"mmcls_version": "0.23.0", "CLASSES": ["a", "b"], "epoch": 5}
@@ -103,7 +102,7 @@ def test_checkpoints(
     assert report.summary() == f"weights: {len(report.kept)} tensors from {report.path} (mmpretrain)"
 
 
-def test_a_backbone_alone(vit: Make, randomise: Any, tmp_path: Path) -> None:
+def test_a_backbone_alone(vit: Make, tmp_path: Path) -> None:
     theirs = Backbone().eval()
     randomise(theirs)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")

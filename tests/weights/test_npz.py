@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ipu_vit.errors import UserError
-from ipu_vit.weights.google import read_google
+from ipu_vit.weights.formats import open_weights
 from ipu_vit.weights.npz import Npz
 
 
@@ -45,7 +45,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     path = str(tmp_path / "weights.npz")
     numpy.savez(path, cls=numpy.array([Payload(trace)], dtype=object))
     with pytest.raises(UserError, match=r"weights=.*holds cls.npy as pickled Python objects"):
-        read_google(path)
+        open_weights(path)
     assert not trace.exists()
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, spoil: Callable[[bytes], byte
     numpy.savez(path, cls=numpy.ones((1, 1, 4), numpy.float32))
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(UserError, match=r"weights=.* cannot be read as .npz: ."):
-        read_google(str(path))
+        Npz(str(path))
 
 
 def test_damaged_numbers_are_refused(tmp_path: Path) -> None:
