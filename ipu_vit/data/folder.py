@@ -9,7 +9,7 @@ from typing import Iterable, Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from ipu_vit.data.decode import decode
+from ipu_vit.data.decode import EncodedImage, open_image
 from ipu_vit.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -55,7 +55,10 @@ class ImageFolder:
         return len(self.labels)
 
     def load(self, index: int) -> np.ndarray:
-        return decode(self.name(index))
+        return self.open(index).pixels()
+
+    def open(self, index: int) -> EncodedImage:
+        return open_image(self.name(index))
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
