@@ -18,7 +18,7 @@ Presets:
 END
     local file
     for file in configs/*.yml; do
-        printf '  %-22s %s\n' "$(basename "$file" .yml)" "$(sed -n '1s/^# *//p' "$file")"
+        printf '  %-36s %s\n' "$(basename "$file" .yml)" "$(sed -n '1s/^# *//p' "$file")"
     done
     cat <<END
 
@@ -127,7 +127,7 @@ train | evaluate | predict | plan | convert | presets | models)
 *)
     # Before anything is installed: is there such a preset?
     if [ ! -f "configs/${1%.yml}.yml" ] && [ ! -f "$1" ]; then
-        fail "there is no preset or command '$1'; presets: $(cd configs && echo *.yml | sed 's/\.yml//g')"
+        fail "there is no preset or command '$1'; '$caller' alone lists them"
     fi
     prepare run
     exec "$venv/bin/python" -m ipu_vit train "$@"

@@ -101,8 +101,13 @@ def _convert(parsed: argparse.Namespace) -> None:
 
 
 def _presets(parsed: argparse.Namespace) -> None:
-    for name, text in list_presets():
-        print(f"{name:24} {text}")
+    print("\n".join(_preset_lines()))
+
+
+def _preset_lines() -> List[str]:
+    presets = list_presets()
+    width = max(len(name) for name, _ in presets)
+    return [f"{name:{width}}  {text}" for name, text in presets]
 
 
 def _models(parsed: argparse.Namespace) -> None:
@@ -131,7 +136,7 @@ def _parse(arguments: Optional[List[str]]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    presets = "\n".join(f"  {name:24} {text}" for name, text in list_presets())
+    presets = "\n".join(f"  {line}" for line in _preset_lines())
     parser = argparse.ArgumentParser(
         prog="ipu-vit",
         description="Vision Transformer training on Graphcore IPUs, or on a CPU that emulates them.",

@@ -32,15 +32,13 @@ class ConvertReport:
     heads: Optional[int]  # None of a Mixer
     epsilon: float
     unused: Tuple[str, ...]
-    remarks: Tuple[str, ...]
 
     def summary(self) -> str:
         """One line on what was written and, if there is any, one on what was not."""
         done = f"{self.tensors} tensors from {self.source} ({self.format}) as {self.to}: {', '.join(self.written)}"
         heads = "no heads" if self.heads is None else f"{self.heads} heads"
         known = f"{heads}, layer norms with epsilon {self.epsilon:g}"
-        rest = [*self.remarks, *([f"not used: {listed(self.unused)}"] if self.unused else [])]
-        return "\n".join([f"{done}; {known}", *(["; ".join(rest)] if rest else [])])
+        return "\n".join([f"{done}; {known}", *([f"not used: {listed(self.unused)}"] if self.unused else [])])
 
 
 def convert(
@@ -65,11 +63,13 @@ def convert(
     epsilon = _settle("epsilon", source, epsilon, file.epsilon or run_epsilon)
     if file.fixed_positions:
         raise UserError(f"{source} cannot be converted: it has no {POSITION}, so that its image size is unknown")
+    if file.norms_mean and to != "checkpoint":
+        raise UserError(
+            f"{source} has its last norm after the mean of the patches, which to={to} cannot tell; accepted: checkpoint"
+        )
     state = {name: file.read(name) for name in file.shapes}
     written = write_weights(to, state, destination, heads, epsilon)
-    return ConvertReport(
-        source, file.format, to, len(state), written, heads, epsilon, tuple(file.unused), tuple(file.remarks)
-    )
+    return ConvertReport(source, file.format, to, len(state), written, heads, epsilon, tuple(file.unused))
 
 
 def _settle(name: str, source: str, given: Any, found: Any) -> Any:

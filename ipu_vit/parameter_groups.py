@@ -13,13 +13,15 @@ _NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
 
 def parameter_groups(model: nn.Module, optimizer: OptimizerSettings) -> List[Dict[str, Any]]:
-    """The model's parameters, grouped by whether they decay and by their share of the learning rate.
+    """The model's parameters that are trained, grouped by whether they decay and by their share of the learning rate.
 
     That share is a group's `lr_scale`; PopTorch passes over a key that it does not know.
     """
     groups: Dict[Tuple[bool, float], List[nn.Parameter]] = {}
     undecayed = _undecayed(model, optimizer.no_decay)
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         scale = optimizer.layer_decay ** _layers_above(name, model)
         groups.setdefault((name in undecayed, scale), []).append(parameter)
     return [

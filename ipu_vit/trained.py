@@ -100,7 +100,7 @@ def _of_weights(address: str, overrides: Sequence[str]) -> Trained:
     if model.get("kind") != "mixer":
         needed += _add(model, "heads", file.heads)
     needed += _add(model, "norm_epsilon", file.epsilon)
-    if any("mean of the patches" in remark for remark in file.remarks):
+    if file.norms_mean:
         model.update(pooling="mean", pool_norm="after")
         remarks.append("the head sees the mean of the patches, as the name of its norm tells (model.pooling)")
     folder = path if path.is_dir() else path.parent

@@ -18,6 +18,9 @@ from ipu_vit.models import build
 from ipu_vit.models.vit import VisionTransformer
 from ipu_vit.weights.formats import open_weights
 from ipu_vit.weights.native import write_native
+from ipu_vit.weights.safetensors_file import write_safetensors
+from ipu_vit.weights.table import to_format
+from ipu_vit.weights.timm import TIMM
 
 NAMES = {
     "huggingface": "model",
@@ -110,6 +113,19 @@ def test_the_mean_of_the_patches_is_refused_for_other_formats_and_for_export_ali
         load_settings("quickstart", ["export=out.json"])
     mixer = ["model.kind=mixer", "model.tokens_mlp_width=8", "model.class_token=false", "model.pooling=mean"]
     assert load_settings("quickstart", [*mixer, "export=out.npz"]).export == "out.npz"
+
+
+def test_a_norm_after_the_mean_is_refused_for_formats_that_cannot_tell(tmp_path: Path) -> None:
+    state = make().state_dict()
+    tensors = to_format(TIMM, state)
+    for end in (".weight", ".bias"):
+        tensors["fc_norm" + end] = tensors.pop("norm" + end)
+    source = str(tmp_path / "mean.safetensors")
+    write_safetensors(tensors, source)
+    with pytest.raises(UserError, match="mean.safetensors has its last norm after .*, which to=google cannot tell"):
+        convert(source, str(tmp_path / "out.npz"), "google", heads=3)
+    report = convert(source, str(tmp_path / "out.safetensors"), "checkpoint", heads=3)
+    assert torch.equal(state_of(report.written[0])["head.norm.weight"], state["head.norm.weight"])
 
 
 def test_a_format_without_room_says_so(tmp_path: Path) -> None:

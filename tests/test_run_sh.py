@@ -81,8 +81,8 @@ def test_usage_lists_presets_without_any_python(checkout: Checkout) -> None:
 def test_unknown_preset_is_refused_before_anything_is_installed(ready: Checkout) -> None:
     result = ready.run("quikstart")
     assert result.returncode == 2 and not ready.calls()
-    assert result.stderr.startswith("run.sh: there is no preset or command 'quikstart'; presets: ")
-    assert {name for name, _ in list_presets()} <= set(result.stderr.split())
+    assert result.stderr.startswith("run.sh: there is no preset or command 'quikstart'; ")
+    assert result.stderr.endswith(" alone lists them\n")
 
 
 def test_first_call_installs_then_trains(ready: Checkout) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ipu_vit.__main__ import main
 from ipu_vit.build import build_model
-from ipu_vit.data.loader import open_sources, training_loader
+from ipu_vit.data.loader import training_loader
 from ipu_vit.data.mixing import Mixing
 from ipu_vit.data.ondevice import Mix
+from ipu_vit.data.sources import open_sources
 from ipu_vit.optim import build_optimizer
 from ipu_vit.options import training_options
 from ipu_vit.parallel import place

@@ -1,8 +1,8 @@
 """AutoAugment's policy for ImageNet (Cubuk et al. 2018, "AutoAugment: Learning augmentation policies from data").
 
-Strength is level / 9, and every operation does the more the higher its level, as in the authors' first
-code, torchvision, ClassyVision (which lacks the last sub-policy) and mmclassification; timm's `original`
-posterizes and solarizes less at higher levels. Beyond the edges is grey, as in all of them but torchvision.
+Strength is level / 9, and every operation does the more the higher its level, as in torchvision, ClassyVision
+(which lacks the last sub-policy) and mmclassification; timm's `original` posterizes and solarizes less at
+higher levels. Beyond the edges is grey, as in ClassyVision.
 """
 
 from __future__ import annotations

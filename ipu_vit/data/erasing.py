@@ -21,8 +21,8 @@ class RandomErasing:
 
     Noise is standard normal once the device has subtracted `mean` and divided by `std` (both per
     channel, 0 to 255), but for the rounding to whole numbers, and for what would be darker than
-    black or lighter than white, which becomes black or white: beyond -2.1 and 2.2 with ImageNet's
-    mean and std, and beyond -1 and 1 where both are 127.5.
+    black or lighter than white, which becomes black or white: beyond -2.1 and 2.2 in red with
+    ImageNet's mean and std, and beyond -1 and 1 where both are 127.5.
     """
 
     probability: float

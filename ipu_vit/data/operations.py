@@ -1,4 +1,4 @@
-"""What policies do to an image: the operations of AutoAugment (Cubuk et al. 2018, table 6), with Pillow.
+"""What policies do to an image: the operations of AutoAugment (Cubuk et al. 2018) and RandAugment, with Pillow.
 
 All take and give an RGB image and leave its size. Images are never changed in place.
 """

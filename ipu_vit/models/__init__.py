@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from ipu_vit.models.image_model import ImageModel
 
 #: What means nothing to a Mixer: it has no attention, no class token, and always takes the mean of its tokens.
-NOT_OF_MIXERS = ("heads", "representation", "dropout", "attention_dropout", "class_token", "pooling", "pool_norm")
+NOT_OF_MIXERS = (
+    "heads", "representation", "dropout", "attention_dropout", "class_token", "pooling", "pool_norm", "fixed_positions"
+)  # fmt: skip
 
 
 def build(

@@ -17,6 +17,7 @@ from ipu_vit.models.drop_path import DropPath, rising_rates
 from ipu_vit.models.head import Head
 from ipu_vit.models.image_model import ImageModel
 from ipu_vit.models.initial import lecun_normal
+from ipu_vit.models.positions import fixed_positions as fixed_grid
 
 
 class Stem(nn.Module):
@@ -36,6 +37,7 @@ class Embedding(nn.Module):
         width: int,
         dropout: float,
         class_token: bool = True,
+        fixed_positions: bool = False,
         stem: Optional[Stem] = None,
     ) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class Embedding(nn.Module):
         self.stem = stem
         self.patch = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
-        self.position = nn.Parameter(torch.empty(1, class_token + patches, width))
+        self.position = nn.Parameter(torch.empty(1, class_token + patches, width), requires_grad=not fixed_positions)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -53,6 +55,13 @@ class Embedding(nn.Module):
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return self.dropout(tokens + self.position)
+
+    def place(self) -> None:
+        """Give the patches their first positions: of deviation 0.02, or for good those that are fixed."""
+        if self.position.requires_grad:
+            nn.init.normal_(self.position, std=0.02)
+        else:
+            self.position.copy_(fixed_grid(self.position.shape[1:], self.class_token is not None))
 
 
 class Attention(nn.Module):
@@ -132,6 +141,7 @@ class VisionTransformer(ImageModel):
         class_token: bool = True,
         pooling: str = "class",
         pool_norm: str = "before",
+        fixed_positions: bool = False,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -140,7 +150,9 @@ class VisionTransformer(ImageModel):
         stem: Optional[Stem] = None,
     ) -> None:
         super().__init__()
-        self.embedding: Embedding = Embedding(image_size, patch_size, width, dropout, class_token, stem)
+        self.embedding: Embedding = Embedding(
+            image_size, patch_size, width, dropout, class_token, fixed_positions, stem
+        )
         self.layers = nn.ModuleList(
             EncoderLayer(width, heads, mlp_width, dropout, attention_dropout, norm_epsilon, rate)
             for rate in rising_rates(drop_path, depth)
@@ -167,5 +179,5 @@ class VisionTransformer(ImageModel):
                 lecun_normal(parameter)
             elif parameter.dim() == 2:
                 nn.init.xavier_uniform_(parameter)
-        nn.init.normal_(self.embedding.position, std=0.02)
+        self.embedding.place()
         self.head.start_even()

@@ -36,6 +36,9 @@ class ModelSettings(Section):
         "class", description="what the head sees: the class token, or the mean of the patches"
     )
     pool_norm: Literal["before", "after"] = Field("before", description="last norm before or after taking the mean")
+    fixed_positions: bool = Field(
+        False, description="whether positions are sines and cosines of rows and columns instead of learnt"
+    )
     classes: int = Field(1000, gt=0, description="number of classes")
     head_bias: float = Field(0.0, description="first bias of every class; below 0 for a sigmoid loss of many classes")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout after embedding, attention and MLP")
@@ -89,6 +92,7 @@ class ModelSettings(Section):
             "class_token": False,
             "pooling": "mean",
             "pool_norm": "before",
+            "fixed_positions": False,
             "representation": None,
             "dropout": 0.0,
             "attention_dropout": 0.0,
@@ -98,6 +102,16 @@ class ModelSettings(Section):
             given = " ".join(f"model.{key}={_as_typed(getattr(self, key))}" for key in wrong)
             fitting = " ".join(f"model.{key}={_as_typed(value)}" for key, value in wrong.items())
             raise ValueError(f"model.kind=mixer does not go with {given}; use {fitting}")
+
+    @model_validator(mode="after")
+    def _positions_have_four_parts(self) -> ModelSettings:
+        if self.fixed_positions and self.width % 4:
+            near = sorted({max(self.width // 4 * 4, 4), self.width // 4 * 4 + 4})
+            raise ValueError(
+                f"model.width={self.width} does not divide by the 4 parts of model.fixed_positions=true; "
+                f"nearest widths that do: {' and '.join(map(str, near))}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> ModelSettings:

@@ -37,7 +37,7 @@ class WeightFile(Protocol):
     shapes: Dict[str, Shape]  # under our names
     fixed_positions: bool  # whether its positions are fixed sines and cosines, which it has no need to hold
     unused: Tuple[str, ...]  # entries that have no counterpart in the model's code
-    remarks: Tuple[str, ...]  # what was read otherwise than one would think
+    norms_mean: bool  # whether its last norm follows the mean of the patches, by its name
 
     def read(self, name: str) -> Tensor:
         """One parameter, in float32."""

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from ipu_vit.errors import UserError
+from ipu_vit.models.positions import fixed_positions, grid_side, layout_of
 from ipu_vit.models.vit import Attention
 from ipu_vit.weights.formats import WeightFile, open_weights
 from ipu_vit.weights.parameters import CLASS_TOKEN, CLASSIFY, POSITION, REPRESENTATION, STEM, model_sizes, within
-from ipu_vit.weights.positions import Grid, fixed_positions, grid_side, layout_of, resize_positions
+from ipu_vit.weights.positions import Grid, resize_positions
 from ipu_vit.weights.shapes import Shape, listed
 
 
@@ -58,7 +59,10 @@ def load_weights(model: nn.Module, path: str, resize: str = "bilinear") -> LoadR
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     replaced, dropped = _plan_head(file.shapes, shapes)
-    fixed = file.fixed_positions and POSITION in shapes and shapes[POSITION][-1] % 4 == 0
+    frozen = POSITION in parameters and not parameters[POSITION].requires_grad
+    fixed = frozen or (file.fixed_positions and POSITION in shapes and shapes[POSITION][-1] % 4 == 0)
+    if frozen and POSITION in file.shapes:
+        dropped[POSITION] = "the model's are fixed"
     had, has = CLASS_TOKEN in file.shapes, CLASS_TOKEN in shapes
     if has and not had:
         replaced[CLASS_TOKEN] = "the file has none"
@@ -66,7 +70,7 @@ def load_weights(model: nn.Module, path: str, resize: str = "bilinear") -> LoadR
         dropped[CLASS_TOKEN] = "the model has none"
     kept = [name for name in shapes if not within(name, replaced) and not (fixed and name == POSITION)]
     _check(file, shapes, kept, _heads(model), path)
-    resized = _plan_positions(file.shapes, shapes, path)
+    resized = None if frozen else _plan_positions(file.shapes, shapes, path)
     with torch.no_grad():
         for name in kept:
             tensor = file.read(name)
@@ -81,8 +85,10 @@ def load_weights(model: nn.Module, path: str, resize: str = "bilinear") -> LoadR
             parameters[POSITION].copy_(fixed_positions(shapes[POSITION][1:], class_token=has))
     strangers = [name for name in file.shapes if name not in shapes and not within(name, dropped)]
     unused = (*file.unused, *strangers)
-    remarks = [*file.remarks, *_compare_epsilon(file, model)]
-    if fixed:
+    remarks = _compare_epsilon(file, model)
+    if file.norms_mean:
+        remarks.append("its last norm follows the mean of the patches and is read as head.norm (model.pool_norm=after)")
+    if file.fixed_positions and fixed:
         remarks.append("positions are fixed sines and cosines, which the file has no need to hold")
     return LoadReport(path, file.format, tuple(kept), resized, replaced, dropped, unused, tuple(remarks))
 

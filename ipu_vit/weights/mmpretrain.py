@@ -30,5 +30,5 @@ MMPRETRAIN = Format(
     TABLE,
     optional=(CLASS_TOKEN, REPRESENTATION, CLASSIFY),
     prefix=r"backbone\.",
-    remarks={"backbone.ln2.weight": "backbone.ln2, which follows the mean of the patches, is read as head.norm"},
+    norm_of_mean="backbone.ln2",
 )

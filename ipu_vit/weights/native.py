@@ -24,7 +24,7 @@ class NativeFile:
 
     format = "checkpoint"
     unused: Tuple[str, ...] = ()
-    remarks: Tuple[str, ...] = ()
+    norms_mean = False
     fixed_positions = False
 
     def __init__(self, file: Container, heads: Optional[int] = None, epsilon: Optional[float] = None) -> None:

@@ -96,7 +96,7 @@ class Format:
     prefix: str = ""  # regular expression: what its names may or may not begin with
     optional: Tuple[str, ...] = (REPRESENTATION, CLASSIFY)  # parts that a file may lack
     epsilon: float = 1e-6  # of the layer norms, which its library has in its code
-    remarks: Mapping[str, str] = field(default_factory=dict)  # what to say when a name is found
+    norm_of_mean: Optional[str] = None  # its last norm, where that follows the mean of the patches
     foreign: Mapping[str, str] = field(default_factory=dict)  # parts of its models that ours lack, by their names
 
     @property

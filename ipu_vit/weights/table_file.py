@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ipu_vit.errors import UserError
+from ipu_vit.models.positions import grid_side
 from ipu_vit.weights.container import Container, check_floating
 from ipu_vit.weights.parameters import CLASS_TOKEN, POSITION, REPRESENTATION, STEM
-from ipu_vit.weights.positions import grid_side
 from ipu_vit.weights.shapes import Shape, listed
 from ipu_vit.weights.table import Format, Row
 
@@ -55,7 +55,7 @@ class TableFile:
         self.shapes: Dict[str, Shape] = {row.ours: self._shape(row) for row in rows}
         used = {name for arrays in self._arrays.values() for name in arrays}
         self.unused = (*sorted(set(file.entries) - used), *file.others)
-        self.remarks = tuple(text for name, text in format.remarks.items() if names.get(format.plain(name)) in used)
+        self.norms_mean = bool(format.norm_of_mean) and names.get(format.plain(f"{format.norm_of_mean}.weight")) in used
 
     def read(self, name: str) -> Tensor:
         """One parameter under our name, in float32."""

@@ -42,7 +42,7 @@ TIMM = Format(
     "timm",
     TABLE,
     optional=(CLASS_TOKEN, REPRESENTATION, CLASSIFY),
-    remarks={"fc_norm.weight": "fc_norm, which timm has after the mean of the patches, is read as head.norm"},
+    norm_of_mean="fc_norm",
     foreign={
         r"blocks\.\d+\.ls1\.": "layer scale",
         r"blocks\.\d+\.attn\.[qk]_norm\.": "norms of queries and keys",

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numbered_images import Numbers, all_of, contents, labels_of, samples_of
 from tiny_runs import CPU
 
-from ipu_vit.data.loader import open_sources, training_loader
+from ipu_vit.data.loader import training_loader
 from ipu_vit.data.samples import epoch_order, unreadable_files
+from ipu_vit.data.sources import open_sources
 from ipu_vit.options import training_options
 from ipu_vit.settings import Settings
 

@@ -85,7 +85,7 @@ def test_nearest_sizes_fit(key: str, overrides: List[str]) -> None:
 
 def test_mixers_refuse_all_that_means_nothing_to_them_but_heads() -> None:
     other = dict(representation=768, dropout=0.1, attention_dropout=0.1, class_token=True, pooling="class",
-                 pool_norm="after")  # fmt: skip
+                 pool_norm="after", fixed_positions=True)  # fmt: skip
     assert set(other) | {"heads"} == set(NOT_OF_MIXERS)
     fitting = dict(kind="mixer", tokens_mlp_width=384, pooling="mean", class_token=False)
     for key, value in other.items():

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ipu_vit.models.head import Head
+from ipu_vit.models.positions import fixed_positions
 from ipu_vit.models.vit import EncoderLayer, VisionTransformer
+from ipu_vit.parameter_groups import parameter_groups
+from ipu_vit.settings import OptimizerSettings
 
 
 def small(**changes: Any) -> VisionTransformer:
@@ -54,6 +57,15 @@ def test_encoder_layer_equals_pytorch_s() -> None:
     theirs.self_attn.in_proj_bias.copy_(ours.attention.qkv.bias)
     tokens = torch.randn(2, 7, 12)
     torch.testing.assert_close(ours(tokens), theirs(tokens), rtol=0, atol=1e-5)
+
+
+def test_fixed_positions_are_not_trained() -> None:
+    model = small(fixed_positions=True)
+    groups = parameter_groups(model, OptimizerSettings())
+    assert not any(parameter is model.embedding.position for group in groups for parameter in group["params"])
+    assert torch.equal(model.embedding.position, fixed_positions((5, 12)))
+    model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    assert model.embedding.position.grad is None and model.embedding.patch.bias.grad is not None
 
 
 @torch.no_grad()

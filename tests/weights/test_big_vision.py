@@ -14,11 +14,11 @@ from reference_models import SIZES, difference, randomise, state_of, timm_vit
 
 from ipu_vit.convert import convert
 from ipu_vit.errors import UserError
+from ipu_vit.models.positions import fixed_positions
 from ipu_vit.models.vit import VisionTransformer
 from ipu_vit.weights.formats import open_weights
 from ipu_vit.weights.google import write_google
 from ipu_vit.weights.load import load_weights
-from ipu_vit.weights.positions import fixed_positions
 
 Arrays = Dict[str, numpy.ndarray]
 Make = Callable[..., VisionTransformer]
@@ -210,6 +210,17 @@ def test_a_file_without_positions_has_fixed_ones_for_any_grid(
     assert torch.equal(ours.embedding.position, fixed_positions((tokens, 12), class_token=False))
     with pytest.raises(UserError, match="cannot be converted: it has no embedding.position, so that its image size"):
         convert(path, str(tmp_path / "out.pth"), "timm")
+
+
+@pytest.mark.parametrize("image_size", [12, 20])
+def test_a_model_with_fixed_positions_keeps_its_own(
+    made: Callable[..., Any], vit: Make, tmp_path: Path, image_size: int
+) -> None:
+    path = saved(without_class_token(made()[1]), tmp_path)
+    ours = vit(class_token=False, pooling="mean", image_size=image_size, fixed_positions=True)
+    report = load_weights(ours, path)
+    assert report.dropped == {"embedding.position": "the model's are fixed"} and report.resized is None
+    assert torch.equal(ours.embedding.position, fixed_positions(((image_size // 4) ** 2, 12), class_token=False))
 
 
 def test_vit_jax_has_no_fixed_positions(vit: Make, tmp_path: Path) -> None:

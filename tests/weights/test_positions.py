@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ipu_vit.weights.positions import grid_side, resize_positions
+from ipu_vit.models.positions import grid_side
+from ipu_vit.weights.positions import resize_positions
 
 
 def positions(side: int, width: int = 3, seed: int = 0) -> Tensor:

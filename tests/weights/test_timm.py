@@ -57,7 +57,8 @@ def test_fc_norm_after_the_class_token(theirs: Callable[..., Any], vit: Make, sa
     ours = vit()
     report = load_weights(ours, str(tmp_path / "weights.pth"))
     same_logits(ours, model)
-    assert report.remarks == ("fc_norm, which timm has after the mean of the patches, is read as head.norm",)
+    [remark] = report.remarks
+    assert "model.pool_norm=after" in remark
 
 
 def test_a_model_without_a_head(theirs: Callable[..., Any], vit: Make, tmp_path: Path) -> None:
@@ -76,3 +77,21 @@ def test_timm_loads_what_is_written(theirs: Callable[..., Any], vit: Make, same_
 def test_a_representation_is_refused(vit: Make) -> None:
     with pytest.raises(UserError, match=r"^head.representation.bias, head.representation.weight cannot be written: "):
         to_format(TIMM, vit(representation=7).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (dict(init_values=0.1), r"layer scale \(blocks.0.ls1.gamma\)"),
+        (dict(qk_norm=True), r"norms of queries and keys \(blocks.0.attn.k_norm.bias\)"),
+        (dict(pre_norm=True), r"a norm before the first layer \(norm_pre.bias\)"),
+        (dict(global_pool="map"), r"attention pooling \(attn_pool.kv.bias\)"),
+        (dict(reg_tokens=3), r"register tokens \(reg_token\)"),
+    ],
+)
+def test_parts_that_ours_lacks_are_refused(
+    theirs: Callable[..., Any], vit: Make, tmp_path: Path, changes: Any, what: str
+) -> None:
+    torch.save(theirs(**changes).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=rf"is of a model with {what}, which this package does not have$"):
+        load_weights(vit(), str(tmp_path / "weights.pth"))
