@@ -19,7 +19,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ipu_vit.data.decode import UnreadableImage, decode_bytes
+from ipu_vit.data.decode import EncodedImage, UnreadableImage
 from ipu_vit.errors import UserError
 
 
@@ -63,7 +63,10 @@ class HuggingFaceImages:
         return len(self._labels)
 
     def load(self, index: int) -> np.ndarray:
-        return decode_bytes(self.encoded(index), self.name(index))
+        return self.open(index).pixels()
+
+    def open(self, index: int) -> EncodedImage:
+        return EncodedImage(self.encoded(index), self.name(index))
 
     def label(self, index: int) -> int:
         return int(self._labels[index])

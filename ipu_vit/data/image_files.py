@@ -10,7 +10,7 @@ from typing import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ipu_vit.data.decode import decode
+from ipu_vit.data.decode import EncodedImage, open_image
 
 
 class ImageFiles:
@@ -26,7 +26,10 @@ class ImageFiles:
         return len(self.labels)
 
     def load(self, index: int) -> np.ndarray:
-        return decode(self.name(index))
+        return self.open(index).pixels()
+
+    def open(self, index: int) -> EncodedImage:
+        return open_image(self.name(index))
 
     def label(self, index: int) -> int:
         return int(self.labels[index])

@@ -21,8 +21,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ipu_vit.data.decode import decode_bytes
+from ipu_vit.data.decode import EncodedImage
 from ipu_vit.data.folder import found_among
+from ipu_vit.data.picture import Picture, Pixels
 from ipu_vit.data.source import DamagedSource
 from ipu_vit.errors import UserError
 
@@ -111,12 +112,15 @@ class PackedImages:
         return len(self._index)
 
     def load(self, index: int) -> np.ndarray:
-        """Decoded images are read-only, and on the disk until they are looked at."""
+        """Images that are stored as pixels are read-only, and on the disk until they are looked at."""
+        return self.open(index).pixels()
+
+    def open(self, index: int) -> Picture:
         data = self._data(index)
         height, width = int(self._index[index]["height"]), int(self._index[index]["width"])
         if height == 0:
-            return decode_bytes(bytes(data), self.name(index))
-        return np.frombuffer(data[-3 * height * width :], np.uint8).reshape(height, width, 3)
+            return EncodedImage(bytes(data), self.name(index))
+        return Pixels(np.frombuffer(data[-3 * height * width :], np.uint8).reshape(height, width, 3))
 
     def label(self, index: int) -> int:
         return int(self._label_of[self._index[index]["label"]])

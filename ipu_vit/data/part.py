@@ -10,6 +10,7 @@ from typing import Match, Sequence
 
 import numpy as np
 
+from ipu_vit.data.picture import Picture, opener
 from ipu_vit.data.source import Source
 from ipu_vit.errors import UserError
 from ipu_vit.settings.data import SPLIT
@@ -20,6 +21,7 @@ class Part:
 
     def __init__(self, source: Source, start: int, end: int) -> None:
         self.source = source
+        self._open = opener(source)
         # A generator whose numbers NumPy promises never to change.
         order = np.random.RandomState(0).permutation(len(source))
         self.indices = np.sort(order[start:end]).astype(np.int32)
@@ -33,6 +35,9 @@ class Part:
 
     def load(self, index: int) -> np.ndarray:
         return self.source.load(int(self.indices[index]))
+
+    def open(self, index: int) -> Picture:
+        return self._open(int(self.indices[index]))
 
     def label(self, index: int) -> int:
         return self.source.label(int(self.indices[index]))

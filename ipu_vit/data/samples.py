@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ipu_vit.data.decode import UnreadableImage
+from ipu_vit.data.picture import Picture, opener
 from ipu_vit.data.source import DAMAGED, DamagedSource, Source
 from ipu_vit.errors import UserError
 
@@ -64,7 +65,7 @@ class TrainingSamples(Dataset[Sample]):
     def __init__(
         self,
         source: Source,
-        transform: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+        transform: Callable[[Picture, np.random.Generator], np.ndarray],
         *,
         image_size: int,
         seed: int,
@@ -80,6 +81,7 @@ class TrainingSamples(Dataset[Sample]):
         if global_batch % processes:
             raise ValueError(f"global_batch={global_batch} does not divide by processes={processes}")
         self.source = source
+        self.open = opener(source)
         self.transform = transform
         self.image_size = image_size
         self.seed = seed
@@ -108,25 +110,18 @@ class TrainingSamples(Dataset[Sample]):
         return (*image_and_label, torch.from_numpy(self.mixing(rng)))
 
     def _augmented(self, sample: int, epoch: int, position: int) -> Sample:
-        readable = self._readable(epoch, position)
-        if readable is None:
-            return _blank(self.image_size, UNREADABLE)
-        index, image = readable
-        rng = np.random.default_rng((self.seed, AUGMENTATION, sample))
-        return _tensors(self.transform(image, rng), self.source.label(index))
-
-    def _readable(self, epoch: int, position: int) -> Optional[Tuple[int, np.ndarray]]:
         order = epoch_order(len(self.source), self.seed, epoch)
         for step in range(MOST_TRIES):
             index = int(order[(position + step) % len(order)])
+            rng = np.random.default_rng((self.seed, AUGMENTATION, sample))
             try:
-                return index, self.source.load(index)
+                return _tensors(self.transform(self.open(index), rng), self.source.label(index))
             except UnreadableImage as error:
                 _log_unreadable(self.unreadable_log, f"{self.source.name(index)}: {error.reason}")
             except DamagedSource as error:
                 _log_unreadable(self.unreadable_log, str(error))
-                return None
-        return None
+                break
+        return _blank(self.image_size, UNREADABLE)
 
 
 class EvaluationSamples(Dataset[Sample]):

@@ -21,6 +21,7 @@ from pictures import photograph
 from PIL import Image
 
 from ipu_vit.data.augment import TrainingTransform
+from ipu_vit.data.crops import RandomResizedCrop
 from ipu_vit.data.decode import UnreadableImage, decode
 from ipu_vit.data.folder import ImageFolder
 from ipu_vit.data.pack import Storing, pack
@@ -46,7 +47,7 @@ def packed(folder: ImageFolder, tmp_path: Path) -> PackedImages:
 
 
 def training_samples(source: Source, log: Path) -> TrainingSamples:
-    transform = TrainingTransform(24)
+    transform = TrainingTransform(24, RandomResizedCrop())
     return TrainingSamples(
         source, transform, image_size=24, seed=3, global_batch=6, first_update=0, last_update=5, unreadable_log=log
     )
