@@ -137,8 +137,11 @@ def _shrunk(image: np.ndarray, shorter_side: Optional[int]) -> np.ndarray:
 
 
 def _as_npy(pixels: np.ndarray) -> bytes:
+    """Pixels with an alpha of 255: four bytes are what can be resized without being copied."""
+    with_alpha = np.full((*pixels.shape[:2], 4), 255, np.uint8)
+    with_alpha[..., :3] = pixels
     file = BytesIO()
-    np.save(file, np.ascontiguousarray(pixels), allow_pickle=False)
+    np.save(file, with_alpha, allow_pickle=False)
     return file.getvalue()
 
 

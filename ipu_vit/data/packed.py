@@ -1,6 +1,6 @@
 """A pack: a data set in a few large files that any of its images can be read from at once.
 
-    shard-00000.tar   the images' files, or their pixels as .npy, under their names: `tar` unpacks them
+    shard-00000.tar   the images' files, or their pixels as RGBA in .npy, under their names: `tar` unpacks them
     shard-00001.tar   …
     index.npy         a RECORD for each image, in the order of the source
     names.txt         the images' names, one after the other
@@ -131,7 +131,7 @@ class PackedImages:
         height, width = int(self._index[index]["height"]), int(self._index[index]["width"])
         if height == 0:
             return EncodedImage(bytes(data), self.name(index))
-        return Pixels(np.frombuffer(data[-3 * height * width :], np.uint8).reshape(height, width, 3))
+        return Pixels(np.frombuffer(data[-4 * height * width :], np.uint8).reshape(height, width, 4)[..., :3])
 
     def label(self, index: int) -> int:
         return int(self._label_of[self._index[index]["label"]])
