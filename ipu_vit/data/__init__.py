@@ -1,6 +1,7 @@
 """Images on their way to the device.
 
-`folder` and `generated` are sources of images, `decode` reads a file, `augment` makes the model's square of
+Where images come from: `folder`, `packed` (written by `pack`), `cifar`, `flowers`, `pets`, `hugging_face` and
+`generated` are the sources, `part` takes a part of one, `sources` opens what the settings name. `decode` reads a file, `augment` makes the model's square of
 it (where: `crops`; what else: `autoaugment`, `randaugment`, `jitter`, `erasing`; as the settings say:
 `transforms`), `samples` says which image is which sample of a run, and `ondevice` normalises inside the model.
 `prepare` writes the small data sets (`digits`, `glyphs`) that need no download.
