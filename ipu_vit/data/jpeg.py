@@ -12,6 +12,8 @@ from typing import Optional, Tuple, Union
 import numpy as np
 import simplejpeg
 
+from ipu_vit.data.memory import Memory
+
 Data = Union[bytes, bytearray]
 
 START, END = b"\xff\xd8", b"\xff\xd9"
@@ -23,6 +25,8 @@ START_OF_SCAN = 0xDA
 
 CONTEXT = 2
 """Rows below a row that its colours depend on, where colours have half the resolution and are interpolated."""
+
+_memory = Memory()
 
 
 def size_of(data: Data) -> Optional[Tuple[int, int]]:
@@ -37,19 +41,22 @@ def size_of(data: Data) -> Optional[Tuple[int, int]]:
 
 
 def decode_jpeg(data: Data, width: int, height: int, rows: Optional[int] = None) -> np.ndarray:
-    """The upper `rows`, else all, as uint8, rows × width × RGB, each pixel in four bytes of memory.
+    """The upper `rows`, else all, as uint8, rows × width × RGB.
 
     Raises ValueError with libjpeg's words if the data are damaged, so far as they are decoded.
     """
-    lower = None if rows is None or rows + CONTEXT >= height else _lowered(data, height, rows + CONTEXT)
-    pixels = np.empty((height if lower is None else rows + CONTEXT, width, 4), np.uint8)  # type: ignore[operator]
+    if rows is not None and rows + CONTEXT < height:
+        lower = _lowered(data, height, rows + CONTEXT)
+        if lower is not None:
+            data, height = lower, rows + CONTEXT
+    pixels = _memory.take(height, width, 3)
     try:
-        simplejpeg.decode_jpeg(data if lower is None else lower, "RGBA", buffer=pixels)
+        simplejpeg.decode_jpeg(data, buffer=pixels)
     except ValueError as error:
         # The first complaint is the one that is heard, and if it is about data behind the last row, all are decoded.
         if "extraneous bytes before marker" not in str(error):
             raise
-    return pixels[:rows, :, :3]
+    return pixels[:rows]
 
 
 def _lowered(data: Data, height: int, rows: int) -> Optional[bytearray]:
