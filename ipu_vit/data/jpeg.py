@@ -12,8 +12,6 @@ from typing import Optional, Tuple, Union
 import numpy as np
 import simplejpeg
 
-from ipu_vit.data.memory import Memory
-
 Data = Union[bytes, bytearray]
 
 START, END = b"\xff\xd8", b"\xff\xd9"
@@ -25,8 +23,6 @@ START_OF_SCAN = 0xDA
 
 CONTEXT = 2
 """Rows below a row that its colours depend on, where colours have half the resolution and are interpolated."""
-
-_memory = Memory()
 
 
 def size_of(data: Data) -> Optional[Tuple[int, int]]:
@@ -49,7 +45,7 @@ def decode_jpeg(data: Data, width: int, height: int, rows: Optional[int] = None)
         lower = _lowered(data, height, rows + CONTEXT)
         if lower is not None:
             data, height = lower, rows + CONTEXT
-    pixels = _memory.take(height, width, 3)
+    pixels = np.empty((height, width, 3), np.uint8)
     try:
         simplejpeg.decode_jpeg(data, buffer=pixels)
     except ValueError as error:
