@@ -12,6 +12,7 @@ from math import ceil, floor
 from typing import Tuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
 from ipu_vit.data.crops import Box
@@ -33,7 +34,8 @@ REACH = {"bilinear": 1, "bicubic": 2}
 def resized(image: np.ndarray, box: Box, size: int, interpolation: str, flip: bool = False) -> np.ndarray:
     """The box of an image as uint8, RGB × size × size, turned left to right if `flip`.
 
-    The image is uint8, height × width × RGB; rows below the last of `rows_for` may be missing.
+    The image is uint8, height × width × RGB; rows below the last of `rows_for` may be missing. If a fourth byte
+    follows the three of every pixel in memory, as in `rgba[..., :3]`, nothing is copied.
     """
     if library is not None:
         return _FAST.resized(image, box, size, interpolation, flip)
@@ -81,9 +83,10 @@ class FastResizer(threading.local):
         return _planes(self._square, flip)
 
 
-def _in_memory_of(square: np.ndarray) -> Image.Image:
-    size = len(square)
-    return Image.frombuffer("RGBA", (size, size), square, "raw", "RGBA", 0, 1)
+def _in_memory_of(pixels: np.ndarray) -> Image.Image:
+    """An array, height × width × 4, as an image that shares its memory."""
+    height, width, _ = pixels.shape
+    return Image.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1)
 
 
 # The library's numbers, in all of its versions.
@@ -92,8 +95,10 @@ FILTERS = {"bilinear": 2, "bicubic": 3}  # Catmull and Rom's cubic is the one th
 
 
 def _source(image: np.ndarray, box: Box, size: int, interpolation: str) -> Tuple[Image.Image, int, int]:
-    """What of an image the box needs, copied to Pillow's four bytes for a pixel; the columns and rows left out."""
+    """An image in four bytes for a pixel, or a copy of what the box needs; columns and rows that the copy leaves out."""
     height, width, _ = image.shape
+    if image.strides == (4 * width, 4, 1):
+        return _in_memory_of(as_strided(image, (height, width, 4))), 0, 0
     left, right = _span(box[0], box[2], size, interpolation)
     top, bottom = _span(box[1], box[3], size, interpolation)
     cut_size = min(right, width) - left, min(bottom, height) - top

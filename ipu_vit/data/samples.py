@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ipu_vit.data.decode import UnreadableImage
+from ipu_vit.data.memory import keep_freed_memory
 from ipu_vit.data.picture import Picture, opener
 from ipu_vit.data.source import Source
 from ipu_vit.data.streams import Streams
@@ -184,6 +185,7 @@ def places_apart(global_batch: int, repeats: int) -> np.ndarray:
 def worker_init(worker: int) -> None:
     """For DataLoader's `worker_init_fn`: one thread each, as the workers are the parallelism."""
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def check_readable(labels: Tensor, log: Optional[Path]) -> None:
