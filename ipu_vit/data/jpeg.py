@@ -16,8 +16,8 @@ Data = Union[bytes, bytearray]
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 
-FRAMES = (0xC0, 0xC1, 0xC2)
-"""Markers of the headers of baseline, extended and progressive frames (ITU-T T.81, table B.1)."""
+FRAMES = (0xC0, 0xC1)
+"""Markers of the headers of sequential frames (ITU-T T.81, table B.1). In progressive ones rows are all over the file."""
 
 START_OF_SCAN = 0xDA
 

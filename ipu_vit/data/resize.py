@@ -95,7 +95,7 @@ FILTERS = {"bilinear": 2, "bicubic": 3}  # Catmull and Rom's cubic is the one th
 
 
 def _source(image: np.ndarray, box: Box, size: int, interpolation: str) -> Tuple[Image.Image, int, int]:
-    """An image in four bytes for a pixel, or a copy of what the box needs; columns and rows that the copy leaves out."""
+    """An image in four bytes for a pixel, or of what the box needs a copy that leaves out so many columns and rows."""
     height, width, _ = image.shape
     if image.strides == (4 * width, 4, 1):
         return _in_memory_of(as_strided(image, (height, width, 4))), 0, 0
