@@ -120,7 +120,7 @@ test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-train | evaluate | predict | plan | convert | presets | models)
+train | evaluate | predict | plan | convert | pack | presets | models)
     prepare run
     exec "$venv/bin/python" -m ipu_vit "$@"
     ;;

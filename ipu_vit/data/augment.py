@@ -15,7 +15,7 @@ from PIL import Image
 from ipu_vit.data.crops import Box, Crop
 from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.picture import Picture
-from ipu_vit.data.resize import resized, rows_for
+from ipu_vit.data.resize import channels_first, resized, rows_for
 from ipu_vit.errors import UserError
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -39,12 +39,11 @@ class TrainingTransform:
     def __call__(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
         box = self.crop.box(picture.width, picture.height, rng)
         image = picture.pixels(rows_for(box, self.image_size, self.interpolation))
-        square = resized(image, box, self.image_size, self.interpolation)
-        if rng.random() < self.flip:
-            square = square[:, ::-1]
+        flip = bool(rng.random() < self.flip)
+        pixels = resized(image, box, self.image_size, self.interpolation, flip)
         if self.change is not None:
-            square = np.asarray(self.change(Image.fromarray(square), rng))
-        pixels = channels_first(square)
+            square = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+            pixels = channels_first(np.asarray(self.change(square, rng)))
         if self.erase is not None:
             self.erase(pixels, rng)
         return pixels
@@ -68,7 +67,7 @@ class EvaluationTransform:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
-        return channels_first(resized(image, self._box(width, height), self.crop, self.interpolation))
+        return resized(image, self._box(width, height), self.crop, self.interpolation)
 
     def _box(self, width: int, height: int) -> Box:
         if self.resize is None:
@@ -81,8 +80,3 @@ class EvaluationTransform:
         """Where the crop begins and ends along a side, in pixels before resizing."""
         start = round((resized - self.crop) / 2)
         return start * side / resized, (start + self.crop) * side / resized
-
-
-def channels_first(image: np.ndarray) -> np.ndarray:
-    """Height × width × RGB to contiguous RGB × height × width, in memory of its own."""
-    return np.array(image.transpose(2, 0, 1), order="C")

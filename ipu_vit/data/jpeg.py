@@ -16,8 +16,8 @@ Data = Union[bytes, bytearray]
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 
-FRAMES = (0xC0, 0xC1, 0xC2)
-"""Markers of the headers of baseline, extended and progressive frames (ITU-T T.81, table B.1)."""
+FRAMES = (0xC0, 0xC1)
+"""Markers of the headers of sequential frames (ITU-T T.81, table B.1). In progressive ones rows are all over the file."""
 
 START_OF_SCAN = 0xDA
 
@@ -37,19 +37,22 @@ def size_of(data: Data) -> Optional[Tuple[int, int]]:
 
 
 def decode_jpeg(data: Data, width: int, height: int, rows: Optional[int] = None) -> np.ndarray:
-    """The upper `rows`, else all, as uint8, rows × width × RGB, each pixel in four bytes of memory.
+    """The upper `rows`, else all, as uint8, rows × width × RGB.
 
     Raises ValueError with libjpeg's words if the data are damaged, so far as they are decoded.
     """
-    lower = None if rows is None or rows + CONTEXT >= height else _lowered(data, height, rows + CONTEXT)
-    pixels = np.empty((height if lower is None else rows + CONTEXT, width, 4), np.uint8)  # type: ignore[operator]
+    if rows is not None and rows + CONTEXT < height:
+        lower = _lowered(data, height, rows + CONTEXT)
+        if lower is not None:
+            data, height = lower, rows + CONTEXT
+    pixels = np.empty((height, width, 3), np.uint8)
     try:
-        simplejpeg.decode_jpeg(data if lower is None else lower, "RGBA", buffer=pixels)
+        simplejpeg.decode_jpeg(data, buffer=pixels)
     except ValueError as error:
         # The first complaint is the one that is heard, and if it is about data behind the last row, all are decoded.
         if "extraneous bytes before marker" not in str(error):
             raise
-    return pixels[:rows, :, :3]
+    return pixels[:rows]
 
 
 def _lowered(data: Data, height: int, rows: int) -> Optional[bytearray]:

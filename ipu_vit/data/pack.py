@@ -133,15 +133,13 @@ def _shrunk(image: np.ndarray, shorter_side: Optional[int]) -> np.ndarray:
         return image
     factor = shorter_side / min(height, width)
     size = max(shorter_side, round(width * factor)), max(shorter_side, round(height * factor))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC))
 
 
 def _as_npy(pixels: np.ndarray) -> bytes:
     """Pixels with an alpha of 255: four bytes are what can be resized without being copied."""
-    with_alpha = np.full((*pixels.shape[:2], 4), 255, np.uint8)
-    with_alpha[..., :3] = pixels
     file = BytesIO()
-    np.save(file, with_alpha, allow_pickle=False)
+    np.save(file, np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("RGBA")), allow_pickle=False)
     return file.getvalue()
 
 

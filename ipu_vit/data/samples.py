@@ -1,7 +1,7 @@
 """Which image is which sample of a run.
 
 Training sample *k* of the whole run depends on the seed and *k* alone: with N images it is image
-`order(epoch)[k % N]` of epoch `k // N`, augmented by a random generator keyed by *k*. Hence a
+`order(epoch)[k % N]` of epoch `k // N`, augmented by the *k*th stream of random numbers. Hence a
 resumed run needs no more than its first update, and neither the number of worker processes, nor
 that of training processes, nor how far either reads ahead, changes what the model sees.
 
@@ -19,8 +19,8 @@ but ⌊global batch / R⌋ places or more away: in another micro batch, never mi
     repeated   a  a  b  b        c  c  d  d        e  e  f  f        R = 2 repeats
     sample     a  b  a  b        c  d  c  d        e  f  e  f
 
-How an image is mixed with another (`ipu_vit.data.mixing`) is drawn by a generator of its own, keyed
-by *k* as well.
+How an image is mixed with another (`ipu_vit.data.mixing`) is drawn from streams of their own, by *k*
+as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import contextlib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -37,8 +37,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ipu_vit.data.decode import UnreadableImage
+from ipu_vit.data.memory import keep_freed_memory
 from ipu_vit.data.picture import Picture, opener
 from ipu_vit.data.source import DAMAGED, DamagedSource, Source
+from ipu_vit.data.streams import Streams
 from ipu_vit.errors import UserError
 
 MOST_TRIES = 100
@@ -50,8 +52,8 @@ NO_LABEL = -1
 UNREADABLE = -2
 """The label that tells of an image nobody could read, or of a damaged data set; see `check_readable`."""
 
-Sample = Tuple[Tensor, ...]
-"""An image, uint8 (3, size, size), its label, an int64 scalar, and if images are mixed, how: float32 (5,)."""
+Sample = Tuple[Any, ...]
+"""A tensor of an image, uint8 (3, size, size), its label, an int, and if images are mixed, of how: float32 (5,)."""
 
 
 class TrainingSamples(Dataset[Sample]):
@@ -93,6 +95,7 @@ class TrainingSamples(Dataset[Sample]):
         self.repeats = repeats
         self.mixing = mixing
         self.unreadable_log = unreadable_log
+        self._augmentation, self._mixing = Streams(seed, AUGMENTATION), Streams(seed, MIXING)
 
     def __len__(self) -> int:
         return (self.last_update - self.first_update) * self.local_batch
@@ -106,16 +109,15 @@ class TrainingSamples(Dataset[Sample]):
         image_and_label = self._augmented(start + place, *divmod(repeated // self.repeats, len(self.source)))
         if self.mixing is None:
             return image_and_label
-        rng = np.random.default_rng((self.seed, MIXING, start + place))
-        return (*image_and_label, torch.from_numpy(self.mixing(rng)))
+        return (*image_and_label, torch.from_numpy(self.mixing(self._mixing.at(start + place))))
 
     def _augmented(self, sample: int, epoch: int, position: int) -> Sample:
         order = epoch_order(len(self.source), self.seed, epoch)
         for step in range(MOST_TRIES):
             index = int(order[(position + step) % len(order)])
-            rng = np.random.default_rng((self.seed, AUGMENTATION, sample))
             try:
-                return _tensors(self.transform(self.open(index), rng), self.source.label(index))
+                image = self.transform(self.open(index), self._augmentation.at(sample))
+                return torch.from_numpy(image), self.source.label(index)
             except UnreadableImage as error:
                 _log_unreadable(self.unreadable_log, f"{self.source.name(index)}: {error.reason}")
             except DamagedSource as error:
@@ -164,10 +166,10 @@ class EvaluationSamples(Dataset[Sample]):
         except DamagedSource as error:
             _log_unreadable(self.unreadable_log, str(error))
             return _blank(self.image_size, UNREADABLE)
-        return _tensors(self.transform(image), self.source.label(item))
+        return torch.from_numpy(self.transform(image)), self.source.label(item)
 
 
-# First words of the random generators' keys after the seed, which keep their uses apart.
+# What random numbers are for, which with the seed is their key.
 ORDER, AUGMENTATION, MIXING = 0, 1, 2
 
 
@@ -189,6 +191,7 @@ def places_apart(global_batch: int, repeats: int) -> np.ndarray:
 def worker_init(worker: int) -> None:
     """For DataLoader's `worker_init_fn`: one thread each, as the workers are the parallelism."""
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def check_readable(labels: Tensor, log: Optional[Path]) -> None:
@@ -232,8 +235,4 @@ def _log_unreadable(log: Optional[Path], name: str) -> None:
 
 
 def _blank(image_size: int, label: int) -> Sample:
-    return _tensors(np.zeros((3, image_size, image_size), np.uint8), label)
-
-
-def _tensors(image: np.ndarray, label: int) -> Sample:
-    return torch.from_numpy(image), torch.tensor(label)
+    return torch.zeros(3, image_size, image_size, dtype=torch.uint8), label

@@ -6,14 +6,14 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from ipu_vit.data.augment import Change, EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.augment import Change, EvaluationTransform, TrainingTransform
 from ipu_vit.data.autoaugment import AutoAugment
 from ipu_vit.data.crops import Crop, InceptionCrop, RandomResizedCrop, ResizeThenCrop
 from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.jitter import ColourJitter
 from ipu_vit.data.picture import Picture
 from ipu_vit.data.randaugment import RandAugment, TimmRandAugment
-from ipu_vit.data.resize import RESAMPLING
+from ipu_vit.data.resize import RESAMPLING, channels_first
 from ipu_vit.settings import Settings
 
 

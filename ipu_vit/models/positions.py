@@ -34,6 +34,6 @@ def fixed_positions(shape: Sequence[int], class_token: bool = True) -> Tensor:
         raise ValueError(f"{tokens} positions of width {width} are not {layout_of(class_token)}, in multiples of 4")
     frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 4)
     angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
-    rows, columns = angles.repeat_interleave(side, dim=0), angles.repeat(side, 1)
+    rows, columns = (angles.unsqueeze(dim).expand(side, side, -1).reshape(side * side, -1) for dim in (1, 0))
     grid = torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1)
     return torch.cat([grid.new_zeros(int(class_token), width), grid])[None]

@@ -7,9 +7,9 @@ from typing import Any, List, Sequence, Tuple, Union
 
 import numpy as np
 
-from ipu_vit.data.augment import channels_first
 from ipu_vit.data.decode import UnreadableImage
 from ipu_vit.data.picture import Picture
+from ipu_vit.data.resize import channels_first
 from ipu_vit.data.samples import EvaluationSamples, Sample, TrainingSamples
 
 

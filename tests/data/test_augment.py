@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from pictures import photograph
 from PIL import Image, ImageOps
 
-from ipu_vit.data.augment import EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.augment import EvaluationTransform, TrainingTransform
 from ipu_vit.data.autoaugment import AutoAugment
 from ipu_vit.data.crops import InceptionCrop, RandomResizedCrop, ResizeThenCrop
 from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.jitter import ColourJitter
 from ipu_vit.data.picture import Pixels
 from ipu_vit.data.randaugment import RandAugment, TimmRandAugment
-from ipu_vit.data.resize import RESAMPLING
+from ipu_vit.data.resize import RESAMPLING, channels_first
 from ipu_vit.errors import UserError
 
 WHOLE = RandomResizedCrop((1, 1), (1, 1))

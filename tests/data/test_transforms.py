@@ -10,13 +10,14 @@ from pictures import photograph
 from PIL import Image
 
 from ipu_vit.config import load_settings
-from ipu_vit.data.augment import EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.augment import EvaluationTransform, TrainingTransform
 from ipu_vit.data.autoaugment import AutoAugment
 from ipu_vit.data.crops import InceptionCrop, RandomResizedCrop, ResizeThenCrop
 from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.jitter import ColourJitter
 from ipu_vit.data.picture import Pixels
 from ipu_vit.data.randaugment import RandAugment, TimmRandAugment
+from ipu_vit.data.resize import channels_first
 from ipu_vit.data.transforms import evaluation_transform, training_transform
 from ipu_vit.errors import UserError
 from ipu_vit.settings import Settings
