@@ -73,7 +73,8 @@ def test_training_sees_the_same_in_the_same_order(folder: ImageFolder, tmp_path:
     samples = [training_samples(source, log) for source, log in zip((folder, packed), logs)]
     assert len(samples[0]) == len(samples[1]) == 30
     for item in range(30):
-        assert all(torch.equal(one, other) for one, other in zip(samples[0][item], samples[1][item]))
+        (image, label), (other, other_label) = samples[0][item], samples[1][item]
+        assert torch.equal(image, other) and label == other_label
     assert "bee/1.JPEG: " in logs[0].read_text()
     assert logs[0].read_text().replace("photographs", "pack") == logs[1].read_text()
 
@@ -319,7 +320,7 @@ def test_a_damaged_shard_stops_training_and_evaluation_by_name(
         samples = EvaluationSamples(
             packed, lambda image: image, image_size=24, skip_unreadable=True, unreadable_log=log
         )
-    labels = torch.stack([samples[item][1] for item in range(len(samples))])
+    labels = torch.tensor([samples[item][1] for item in range(len(samples))])
     with pytest.raises(
         UserError, match=rf"^{shard} is damaged: image \d does not match its checksum; copy the pack again"
     ):
