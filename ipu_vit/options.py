@@ -57,6 +57,8 @@ def _common_options(settings: Settings, device: Device) -> Any:
     options.setAvailableMemoryProportion({f"IPU{ipu}": share for ipu, share in enumerate(proportions)})
     options.Precision.setPartialsType(torch.float16 if pipeline.partials == "float16" else torch.float32)
     options._Popart.set("defaultBufferingDepth", pipeline.prefetch_depth)
+    if settings.data.source == "synthetic":
+        options.enableSyntheticData(True)
     if device.kind == "ipu_model":
         options.useIpuModel(True)
     elif pipeline.executable_cache is not None:

@@ -108,7 +108,7 @@ def rehearse(settings: Settings, device: Device) -> Verdict:
 
 def _find_data(settings: Settings, verdict: Verdict) -> Tuple[Settings, Sources]:
     """The settings' images, or generated ones if the settings leave them open."""
-    if settings.data.source == "folder" and not settings.data.root:
+    if not settings.data.root and not settings.data.is_random:
         verdict.missing.append("data: data.root is not set, so the images are generated and the loss means nothing")
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"source": "generated"})})
         return settings, open_sources(settings)

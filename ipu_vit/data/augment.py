@@ -1,8 +1,7 @@
 """From a decoded image to the square that the model sees.
 
-Training takes a random part of the image, evaluation the middle, or all of it. Pillow resizes with
-antialiasing and straight from the box, whose sides may then be anywhere, so that nothing is copied or
-computed outside it.
+Training takes a random part of the image, evaluation the middle, or all of it, straight from the pixels of the
+file: nothing is copied or computed outside it.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from PIL import Image
 
 from ipu_vit.data.crops import Box, Crop
 from ipu_vit.data.erasing import RandomErasing
+from ipu_vit.data.picture import Picture
+from ipu_vit.data.resize import channels_first, resized, rows_for
 from ipu_vit.errors import UserError
-
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 """What colour jitter or a policy makes of an image: another of the same size."""
@@ -27,7 +26,7 @@ Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 class TrainingTransform:
     """Crop and resize, flip left to right with probability `flip`, change, and erase, in this order.
 
-    Takes an image, uint8 (height, width, 3), gives uint8 (3, image_size, image_size).
+    Takes a picture, gives uint8 (3, image_size, image_size); raises UnreadableImage.
     """
 
     image_size: int
@@ -37,14 +36,14 @@ class TrainingTransform:
     change: Optional[Change] = None
     erase: Optional[RandomErasing] = None
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width = image.shape[:2]
-        square = _resized(image, self.crop.box(width, height, rng), self.image_size, self.interpolation)
-        if rng.random() < self.flip:
-            square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    def __call__(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
+        box = self.crop.box(picture.width, picture.height, rng)
+        image = picture.pixels(rows_for(box, self.image_size, self.interpolation))
+        flip = bool(rng.random() < self.flip)
+        pixels = resized(image, box, self.image_size, self.interpolation, flip)
         if self.change is not None:
-            square = self.change(square, rng)
-        pixels = channels_first(np.asarray(square))
+            square = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+            pixels = channels_first(np.asarray(self.change(square, rng)))
         if self.erase is not None:
             self.erase(pixels, rng)
         return pixels
@@ -68,7 +67,7 @@ class EvaluationTransform:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
-        return channels_first(np.asarray(_resized(image, self._box(width, height), self.crop, self.interpolation)))
+        return resized(image, self._box(width, height), self.crop, self.interpolation)
 
     def _box(self, width: int, height: int) -> Box:
         if self.resize is None:
@@ -81,12 +80,3 @@ class EvaluationTransform:
         """Where the crop begins and ends along a side, in pixels before resizing."""
         start = round((resized - self.crop) / 2)
         return start * side / resized, (start + self.crop) * side / resized
-
-
-def _resized(image: np.ndarray, box: Box, size: int, interpolation: str) -> Image.Image:
-    return Image.fromarray(image).resize((size, size), RESAMPLING[interpolation], box=box)
-
-
-def channels_first(image: np.ndarray) -> np.ndarray:
-    """Height × width × RGB to contiguous RGB × height × width, in memory of its own."""
-    return np.array(image.transpose(2, 0, 1), order="C")

@@ -1,6 +1,7 @@
 """An image file becomes an RGB array, or is refused.
 
-libjpeg-turbo decodes plain JPEGs, faster than Pillow and to the same numbers; Pillow does the rest.
+libjpeg-turbo decodes plain JPEGs (`ipu_vit.data.jpeg`), faster than Pillow and to the same numbers; Pillow does
+the rest.
 
 The EXIF orientation is not applied: models for ImageNet are trained and evaluated on pixels as
 they are stored, and published scores include the few photographs that lie on their side.
@@ -9,12 +10,14 @@ they are stored, and published scores include the few photographs that lie on th
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from io import BytesIO
-from typing import Union
+from typing import Iterator, Optional, Union
 
 import numpy as np
-import simplejpeg
 from PIL import Image
+
+from ipu_vit.data.jpeg import decode_jpeg, size_of
 
 MOST_PIXELS = 2**27
 """A file of a few kilobytes can claim to hold gigabytes; no photograph comes near this."""
@@ -41,20 +44,53 @@ def decode(path: Union[str, os.PathLike[str]]) -> np.ndarray:
     Transparent pixels are laid over white; 16-bit pixels keep their upper 8 bits; of an animation
     the first frame counts. Raises UnreadableImage for everything else.
     """
+    return open_image(path).pixels()
+
+
+def decode_bytes(data: bytes, name: str) -> np.ndarray:
+    """What `decode` makes of a file with this content; `name` is for the message of UnreadableImage."""
+    return EncodedImage(data, name).pixels()
+
+
+def open_image(path: Union[str, os.PathLike[str]]) -> EncodedImage:
+    """Read an image file, to be decoded as far as it is needed; raises UnreadableImage, as does decoding it."""
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
+        with open(name, "rb", buffering=0) as file:
             data = file.read()
     except OSError as error:
         raise UnreadableImage(name, error.strerror or str(error)) from error
-    if not data:
-        raise UnreadableImage(name, "file is empty")
-    try:
-        return _decode(data)
-    except _Refused as refusal:
-        raise UnreadableImage(name, str(refusal)) from refusal
-    except Exception as error:  # Pillow's parsers let all kinds of exceptions through
-        raise UnreadableImage(name, _without_address(error)) from error
+    return EncodedImage(data, name)
+
+
+class EncodedImage:
+    """The content of an image file; `name` is for the message of UnreadableImage."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self._data = data
+        self._name = name
+        with _refusing(name):
+            if not data:
+                raise _Refused("file is empty")
+            size = size_of(data)
+            self._is_jpeg = size is not None
+            self.width, self.height = size or self._opened().size
+            _check_size(self.width, self.height)
+
+    def pixels(self, rows: Optional[int] = None) -> np.ndarray:
+        """The upper `rows` or more, else all, as uint8, rows × width × RGB, as `decode` has them."""
+        with _refusing(self._name):
+            if self._is_jpeg:
+                try:
+                    return decode_jpeg(self._data, self.width, self.height, rows)
+                except ValueError as error:
+                    # libjpeg fills what is missing with grey; then Pillow would return the torso.
+                    if "premature end" in str(error).lower():
+                        raise _Refused("JPEG data is truncated") from error
+            return np.array(_as_rgb(self._opened()))
+
+    def _opened(self) -> Image.Image:
+        return Image.open(BytesIO(self._data), formats=FORMATS)
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
@@ -69,20 +105,15 @@ class _Refused(Exception):
     pass
 
 
-def _decode(data: bytes) -> np.ndarray:
-    if data.startswith(b"\xff\xd8"):
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(width, height)
-            if colours != "CMYK":  # Pillow knows that Adobe stores these inverted
-                return simplejpeg.decode_jpeg(data)
-        except ValueError as error:
-            # libjpeg fills what is missing with grey; then Pillow would return the torso.
-            if "premature end" in str(error).lower():
-                raise _Refused("JPEG data is truncated") from error
-    with Image.open(BytesIO(data), formats=FORMATS) as image:
-        _check_size(*image.size)
-        return np.array(_as_rgb(image))
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Make UnreadableImage of whatever is raised about the image of that name."""
+    try:
+        yield
+    except _Refused as refusal:
+        raise UnreadableImage(name, str(refusal)) from refusal
+    except Exception as error:  # Pillow's parsers let all kinds of exceptions through
+        raise UnreadableImage(name, _without_address(error)) from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -1,7 +1,7 @@
 """Which image is which sample of a run.
 
 Training sample *k* of the whole run depends on the seed and *k* alone: with N images it is image
-`order(epoch)[k % N]` of epoch `k // N`, augmented by a random generator keyed by *k*. Hence a
+`order(epoch)[k % N]` of epoch `k // N`, augmented by the *k*th stream of random numbers. Hence a
 resumed run needs no more than its first update, and neither the number of worker processes, nor
 that of training processes, nor how far either reads ahead, changes what the model sees.
 
@@ -19,8 +19,8 @@ but ⌊global batch / R⌋ places or more away: in another micro batch, never mi
     repeated   a  a  b  b        c  c  d  d        e  e  f  f        R = 2 repeats
     sample     a  b  a  b        c  d  c  d        e  f  e  f
 
-How an image is mixed with another (`ipu_vit.data.mixing`) is drawn by a generator of its own, keyed
-by *k* as well.
+How an image is mixed with another (`ipu_vit.data.mixing`) is drawn from streams of their own, by *k*
+as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import contextlib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -37,7 +37,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ipu_vit.data.decode import UnreadableImage
-from ipu_vit.data.source import Source
+from ipu_vit.data.memory import keep_freed_memory
+from ipu_vit.data.picture import Picture, opener
+from ipu_vit.data.source import DAMAGED, DamagedSource, Source
+from ipu_vit.data.streams import Streams
 from ipu_vit.errors import UserError
 
 MOST_TRIES = 100
@@ -47,10 +50,10 @@ NO_LABEL = -1
 """The label of padding, and of images that evaluation skips."""
 
 UNREADABLE = -2
-"""The label that tells of an image nobody could read; see `check_readable`."""
+"""The label that tells of an image nobody could read, or of a damaged data set; see `check_readable`."""
 
-Sample = Tuple[Tensor, ...]
-"""An image, uint8 (3, size, size), its label, an int64 scalar, and if images are mixed, how: float32 (5,)."""
+Sample = Tuple[Any, ...]
+"""A tensor of an image, uint8 (3, size, size), its label, an int, and if images are mixed, of how: float32 (5,)."""
 
 
 class TrainingSamples(Dataset[Sample]):
@@ -64,7 +67,7 @@ class TrainingSamples(Dataset[Sample]):
     def __init__(
         self,
         source: Source,
-        transform: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+        transform: Callable[[Picture, np.random.Generator], np.ndarray],
         *,
         image_size: int,
         seed: int,
@@ -80,6 +83,7 @@ class TrainingSamples(Dataset[Sample]):
         if global_batch % processes:
             raise ValueError(f"global_batch={global_batch} does not divide by processes={processes}")
         self.source = source
+        self.open = opener(source)
         self.transform = transform
         self.image_size = image_size
         self.seed = seed
@@ -91,6 +95,7 @@ class TrainingSamples(Dataset[Sample]):
         self.repeats = repeats
         self.mixing = mixing
         self.unreadable_log = unreadable_log
+        self._augmentation, self._mixing = Streams(seed, AUGMENTATION), Streams(seed, MIXING)
 
     def __len__(self) -> int:
         return (self.last_update - self.first_update) * self.local_batch
@@ -104,26 +109,21 @@ class TrainingSamples(Dataset[Sample]):
         image_and_label = self._augmented(start + place, *divmod(repeated // self.repeats, len(self.source)))
         if self.mixing is None:
             return image_and_label
-        rng = np.random.default_rng((self.seed, MIXING, start + place))
-        return (*image_and_label, torch.from_numpy(self.mixing(rng)))
+        return (*image_and_label, torch.from_numpy(self.mixing(self._mixing.at(start + place))))
 
     def _augmented(self, sample: int, epoch: int, position: int) -> Sample:
-        readable = self._readable(epoch, position)
-        if readable is None:
-            return _blank(self.image_size, UNREADABLE)
-        index, image = readable
-        rng = np.random.default_rng((self.seed, AUGMENTATION, sample))
-        return _tensors(self.transform(image, rng), self.source.label(index))
-
-    def _readable(self, epoch: int, position: int) -> Optional[Tuple[int, np.ndarray]]:
         order = epoch_order(len(self.source), self.seed, epoch)
         for step in range(MOST_TRIES):
             index = int(order[(position + step) % len(order)])
             try:
-                return index, self.source.load(index)
+                image = self.transform(self.open(index), self._augmentation.at(sample))
+                return torch.from_numpy(image), self.source.label(index)
             except UnreadableImage as error:
                 _log_unreadable(self.unreadable_log, f"{self.source.name(index)}: {error.reason}")
-        return None
+            except DamagedSource as error:
+                _log_unreadable(self.unreadable_log, str(error))
+                break
+        return _blank(self.image_size, UNREADABLE)
 
 
 class EvaluationSamples(Dataset[Sample]):
@@ -163,10 +163,13 @@ class EvaluationSamples(Dataset[Sample]):
         except UnreadableImage as error:
             _log_unreadable(self.unreadable_log, f"{self.source.name(item)}: {error.reason}")
             return _blank(self.image_size, NO_LABEL if self.skip_unreadable else UNREADABLE)
-        return _tensors(self.transform(image), self.source.label(item))
+        except DamagedSource as error:
+            _log_unreadable(self.unreadable_log, str(error))
+            return _blank(self.image_size, UNREADABLE)
+        return torch.from_numpy(self.transform(image)), self.source.label(item)
 
 
-# First words of the random generators' keys after the seed, which keep their uses apart.
+# What random numbers are for, which with the seed is their key.
 ORDER, AUGMENTATION, MIXING = 0, 1, 2
 
 
@@ -188,16 +191,20 @@ def places_apart(global_batch: int, repeats: int) -> np.ndarray:
 def worker_init(worker: int) -> None:
     """For DataLoader's `worker_init_fn`: one thread each, as the workers are the parallelism."""
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def check_readable(labels: Tensor, log: Optional[Path]) -> None:
-    """Raise UserError if labels tell of images that nobody could read.
+    """Raise UserError if labels tell of images that nobody could read, or of a damaged data set.
 
     Samples are made in other processes, whose exceptions arrive as tracebacks; a label arrives as
     it is.
     """
     if bool((labels == UNREADABLE).any()):
         names = unreadable_files(log) if log is not None else []
+        damaged = [name for name in names if DAMAGED in name]
+        if damaged:
+            raise UserError(damaged[0])
         last = f", for example {names[-1]}" if names else ""
         raise UserError(
             f"data.root holds images that cannot be read{last}; replace them, or have evaluation leave them out with "
@@ -228,8 +235,4 @@ def _log_unreadable(log: Optional[Path], name: str) -> None:
 
 
 def _blank(image_size: int, label: int) -> Sample:
-    return _tensors(np.zeros((3, image_size, image_size), np.uint8), label)
-
-
-def _tensors(image: np.ndarray, label: int) -> Sample:
-    return torch.from_numpy(image), torch.tensor(label)
+    return torch.zeros(3, image_size, image_size, dtype=torch.uint8), label

@@ -6,19 +6,21 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from ipu_vit.data.augment import RESAMPLING, Change, EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.augment import Change, EvaluationTransform, TrainingTransform
 from ipu_vit.data.autoaugment import AutoAugment
 from ipu_vit.data.crops import Crop, InceptionCrop, RandomResizedCrop, ResizeThenCrop
 from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.jitter import ColourJitter
+from ipu_vit.data.picture import Picture
 from ipu_vit.data.randaugment import RandAugment, TimmRandAugment
+from ipu_vit.data.resize import RESAMPLING, channels_first
 from ipu_vit.settings import Settings
 
 
-def training_transform(settings: Settings) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
+def training_transform(settings: Settings) -> Callable[[Picture, np.random.Generator], np.ndarray]:
     """Generated images are squares of the right size and stay as they are."""
     data, erasing = settings.data, settings.augmentation.erasing
-    if data.source == "generated":
+    if data.is_random:
         return _as_it_is
     return TrainingTransform(
         settings.model.image_size,
@@ -33,7 +35,7 @@ def training_transform(settings: Settings) -> Callable[[np.ndarray, np.random.Ge
 def evaluation_transform(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
     """Generated images are squares of the right size and stay as they are."""
     data = settings.data
-    if data.source == "generated":
+    if data.is_random:
         return channels_first
     return EvaluationTransform(data.evaluation_resize, settings.model.image_size, data.interpolation)
 
@@ -61,5 +63,5 @@ def _change(settings: Settings) -> Optional[Change]:
     return ColourJitter(*given.colour_jitter) if any(given.colour_jitter) else None
 
 
-def _as_it_is(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return channels_first(image)
+def _as_it_is(picture: Picture, rng: np.random.Generator) -> np.ndarray:
+    return channels_first(picture.pixels())

@@ -7,8 +7,9 @@ from typing import Any, List, Sequence, Tuple, Union
 
 import numpy as np
 
-from ipu_vit.data.augment import channels_first
 from ipu_vit.data.decode import UnreadableImage
+from ipu_vit.data.picture import Picture
+from ipu_vit.data.resize import channels_first
 from ipu_vit.data.samples import EvaluationSamples, Sample, TrainingSamples
 
 
@@ -38,8 +39,9 @@ class Numbers:
         return f"image {index}"
 
 
-def marked(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def marked(picture: Picture, rng: np.random.Generator) -> np.ndarray:
     """Not augmented, but with a random number in place of the last channel."""
+    image = picture.pixels()
     image[0, 0, 2] = rng.integers(256)
     return channels_first(image)
 

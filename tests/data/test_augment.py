@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from pictures import photograph
 from PIL import Image, ImageOps
 
-from ipu_vit.data.augment import RESAMPLING, EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.augment import EvaluationTransform, TrainingTransform
 from ipu_vit.data.autoaugment import AutoAugment
 from ipu_vit.data.crops import InceptionCrop, RandomResizedCrop, ResizeThenCrop
 from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.jitter import ColourJitter
+from ipu_vit.data.picture import Pixels
 from ipu_vit.data.randaugment import RandAugment, TimmRandAugment
+from ipu_vit.data.resize import RESAMPLING, channels_first
 from ipu_vit.errors import UserError
 
 WHOLE = RandomResizedCrop((1, 1), (1, 1))
@@ -27,7 +29,7 @@ def test_training_crops_and_resizes_as_pillow_does(interpolation: str) -> None:
     image, size = photograph(3, 300, 200), 24
     transform = TrainingTransform(size, RandomResizedCrop((0.3, 1)), interpolation, flip=0)
     for seed in range(20):
-        ours = transform(np.asarray(image), np.random.default_rng(seed))
+        ours = transform(Pixels(np.asarray(image)), np.random.default_rng(seed))
         box = RandomResizedCrop((0.3, 1)).box(300, 200, np.random.default_rng(seed))
         reference = channels_first(np.asarray(image.crop(box).resize((size, size), RESAMPLING[interpolation])))
         assert ours.shape == (3, size, size) and ours.dtype == np.uint8 and ours.flags.c_contiguous
@@ -45,7 +47,7 @@ def test_resize_then_crop_is_the_two_in_turn(interpolation: str) -> None:
     transform = TrainingTransform(24, ResizeThenCrop(32, 24), interpolation, flip=0)
     chosen = set()
     for seed in range(30):
-        ours = transform(np.asarray(image), np.random.default_rng(seed))
+        ours = transform(Pixels(np.asarray(image)), np.random.default_rng(seed))
         differences = [np.abs(ours - window).max() for window in windows]
         chosen.add(int(np.argmin(differences)))
         assert min(differences) <= 2  # the two round their coefficients differently
@@ -57,9 +59,9 @@ def test_flip_mirrors_with_the_stated_probability() -> None:
     plain, mirrored, often = (TrainingTransform(8, RandomResizedCrop(), flip=flip) for flip in (0, 1, 0.25))
     flips = 0
     for seed in range(1000):
-        one, other = (transform(image, np.random.default_rng(seed)) for transform in (plain, mirrored))
+        one, other = (transform(Pixels(image), np.random.default_rng(seed)) for transform in (plain, mirrored))
         np.testing.assert_array_equal(other, one[:, :, ::-1])
-        flips += np.array_equal(often(image, np.random.default_rng(seed)), other)
+        flips += np.array_equal(often(Pixels(image), np.random.default_rng(seed)), other)
     assert within(flips, 1000, 0.25)
 
 
@@ -72,7 +74,7 @@ def test_the_change_sees_the_flipped_square_and_erasing_comes_last() -> None:
 
     image = np.asarray(photograph(4, 16, 16))
     white = RandomErasing(1.0, (255.0, 255.0, 255.0), (1e-9, 1e-9, 1e-9))
-    ours = TrainingTransform(16, WHOLE, flip=1, change=invert, erase=white)(image, np.random.default_rng(0))
+    ours = TrainingTransform(16, WHOLE, flip=1, change=invert, erase=white)(Pixels(image), np.random.default_rng(0))
     np.testing.assert_array_equal(seen[0], image[:, ::-1])
     erased = (ours == 255).all(axis=0)
     assert 0 < erased.sum() < erased.size
@@ -109,11 +111,11 @@ def test_images_of_any_size_become_squares_by_the_seed_alone(
     erase = RandomErasing(0.5, (124.0, 116.0, 104.0), (58.0, 57.0, 57.0))
     transform = TrainingTransform(size, crops[crop], "bicubic", 0.5, CHANGES[change], erase)
     before = image.copy()
-    ours = transform(image, np.random.default_rng(seed))
+    ours = transform(Pixels(image), np.random.default_rng(seed))
     assert ours.shape == (3, size, size) and ours.dtype == np.uint8
     assert ours.flags.c_contiguous and ours.flags.writeable
     np.testing.assert_array_equal(image, before)
-    np.testing.assert_array_equal(ours, transform(image, np.random.default_rng(seed)))
+    np.testing.assert_array_equal(ours, transform(Pixels(image), np.random.default_rng(seed)))
     for resize in (None, size + 2):
         assert EvaluationTransform(resize, size)(image).shape == (3, size, size)
 
@@ -135,8 +137,8 @@ def test_evaluation_resizes_whole_and_cuts_the_middle(width: int, height: int, i
 def test_evaluation_without_a_margin_squeezes_the_whole_image(interpolation: str) -> None:
     image = photograph(5, 61, 40)
     ours = EvaluationTransform(None, 32, interpolation)(np.asarray(image))
-    squeezed = image.resize((32, 32), RESAMPLING[interpolation])
-    np.testing.assert_array_equal(ours, channels_first(np.asarray(squeezed)))
+    squeezed = channels_first(np.asarray(image.resize((32, 32), RESAMPLING[interpolation])))
+    assert np.abs(ours.astype(int) - squeezed).max() <= 1  # rounding
 
 
 def test_evaluation_leaves_images_of_the_right_size_alone() -> None:

@@ -6,8 +6,8 @@ import pickle
 
 import numpy as np
 
-from ipu_vit.data.augment import channels_first
 from ipu_vit.data.generated import GeneratedImages
+from ipu_vit.data.resize import channels_first
 
 
 def test_pixels_and_labels_are_evenly_distributed() -> None:

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from numbered_images import Numbers, all_of, contents, labels_of, samples_of
 from torch.utils.data import DataLoader
 
-from ipu_vit.data.augment import EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.augment import EvaluationTransform, TrainingTransform
 from ipu_vit.data.crops import RandomResizedCrop
 from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.folder import ImageFolder
 from ipu_vit.data.randaugment import RandAugment
+from ipu_vit.data.resize import channels_first
 from ipu_vit.data.samples import (
     EvaluationSamples,
     TrainingSamples,
@@ -165,7 +166,7 @@ def test_files_that_are_no_images_are_replaced_and_listed(photographs: Path, tmp
 def test_a_set_without_readable_images_ends_the_run(tmp_path: Path) -> None:
     log = tmp_path / "unreadable.txt"
     samples = samples_of(Numbers(3, broken=(0, 1, 2)), last_update=1, unreadable_log=log)
-    labels = torch.stack([samples[item][1] for item in range(4)])
+    labels = torch.tensor([samples[item][1] for item in range(4)])
     with pytest.raises(UserError, match=r"data\.root .*image \d: broken"):
         check_readable(labels, log)
 
@@ -201,7 +202,7 @@ def test_evaluation_batches(photographs: Path) -> None:
 
 def test_evaluation_stops_at_an_unreadable_image(tmp_path: Path) -> None:
     log = tmp_path / "unreadable.txt"
-    labels = torch.stack([label for _, label in all_of(evaluation(Numbers(4, broken=(2,)), unreadable_log=log))])
+    labels = torch.tensor([label for _, label in all_of(evaluation(Numbers(4, broken=(2,)), unreadable_log=log))])
     with pytest.raises(UserError, match=r"image 2: broken.*data\.skip_unreadable"):
         check_readable(labels, log)
     check_readable(labels[:2], log)

@@ -10,12 +10,14 @@ from pictures import photograph
 from PIL import Image
 
 from ipu_vit.config import load_settings
-from ipu_vit.data.augment import EvaluationTransform, TrainingTransform, channels_first
+from ipu_vit.data.augment import EvaluationTransform, TrainingTransform
 from ipu_vit.data.autoaugment import AutoAugment
 from ipu_vit.data.crops import InceptionCrop, RandomResizedCrop, ResizeThenCrop
 from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.jitter import ColourJitter
+from ipu_vit.data.picture import Pixels
 from ipu_vit.data.randaugment import RandAugment, TimmRandAugment
+from ipu_vit.data.resize import channels_first
 from ipu_vit.data.transforms import evaluation_transform, training_transform
 from ipu_vit.errors import UserError
 from ipu_vit.settings import Settings
@@ -70,7 +72,7 @@ def test_evaluation() -> None:
 def test_generated_images_stay_as_they_are() -> None:
     image, generated = np.asarray(photograph(0, 32, 32)), settings("data=generated", "augmentation.policy=randaugment")
     for result in (
-        training_transform(generated)(image, np.random.default_rng(0)),
+        training_transform(generated)(Pixels(image), np.random.default_rng(0)),
         evaluation_transform(generated)(image),
     ):
         np.testing.assert_array_equal(result, channels_first(image))
