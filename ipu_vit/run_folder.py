@@ -65,10 +65,14 @@ class RunFolder:
             self._put_aside()
         make_folder(self.path, "output")
         self._locks.append(FolderLock(self.path))
-        if saved.exists() and any(self.checkpoints.glob("update-*")):  # else there is nothing to continue
-            _check_same_run(settings, saved)
-        with writing(saved):
-            save_settings(settings, saved)
+        try:
+            if saved.exists() and any(self.checkpoints.glob("update-*")):  # else there is nothing to continue
+                _check_same_run(settings, saved)
+            with writing(saved):
+                save_settings(settings, saved)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def locked(self) -> bool:

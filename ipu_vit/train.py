@@ -14,8 +14,8 @@ import torch
 from ipu_vit.averaging import WeightAverage
 from ipu_vit.build import build_model, start_from_weights
 from ipu_vit.checkpoint import Checkpoint, Checkpoints
-from ipu_vit.data.lost_workers import LostWorker, naming_lost_workers
 from ipu_vit.data.loader import training_loader
+from ipu_vit.data.lost_workers import LostWorker, naming_lost_workers
 from ipu_vit.data.samples import check_readable
 from ipu_vit.data.sources import open_sources
 from ipu_vit.device import Device
