@@ -32,9 +32,9 @@ def is_free(name: str, settings: Settings) -> bool:
 def changes(settings: Settings, before: Optional[Dict[str, Any]]) -> List[str]:
     """What of the layout differs from a checkpoint's, in words; nothing if the checkpoint does not tell."""
     now = layout_of(settings)
-    return [
-        f"pipeline.{name}={now[name]} in place of {old}" for name, old in (before or now).items() if now[name] != old
-    ]
+    differing = {name: old for name, old in (before or now).items() if now[name] != old}
+    remarks = {"device_iterations": " (updates of one host call share a learning rate)"}
+    return [f"pipeline.{name}={now[name]} in place of {old}{remarks.get(name, '')}" for name, old in differing.items()]
 
 
 def check_updates_left(settings: Settings, update: int) -> None:
