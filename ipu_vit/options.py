@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import poptorch
 import torch
 
 from ipu_vit.device import Device
+from ipu_vit.run_folder import make_folder
 from ipu_vit.settings import Settings
 
 # PopART's number for the schedule that shares memory best between the gradients of a pipeline.
@@ -62,5 +64,6 @@ def _common_options(settings: Settings, device: Device) -> Any:
     if device.kind == "ipu_model":
         options.useIpuModel(True)
     elif pipeline.executable_cache is not None:
+        make_folder(Path(pipeline.executable_cache), "pipeline.executable_cache")
         options.enableExecutableCaching(pipeline.executable_cache)
     return options

@@ -22,11 +22,12 @@ import poptorch
 import torch
 
 from ipu_vit.build import build_model, start_from_weights
-from ipu_vit.checkpoint import Checkpoint, Checkpoints, not_finite, read_checkpoint
+from ipu_vit.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from ipu_vit.data.loader import training_loader
 from ipu_vit.data.samples import check_readable
 from ipu_vit.data.sources import Sources, open_sources
 from ipu_vit.device import Device
+from ipu_vit.divergence import not_finite
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
 from ipu_vit.models.image_model import ImageModel
