@@ -106,3 +106,8 @@ def test_threads_do_not_share_what_they_compute_with(resizer: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, images * 10)) == [work(image) for image in images] * 10
+
+
+def test_a_narrow_image_that_crashes_the_library_is_pillow_s() -> None:
+    image, box = np.zeros((1000, 3, 3), np.uint8), (1.2, 200.0, 2.4, 600.0)
+    assert np.array_equal(resized(image, box, 2, "bicubic"), by_pillow(image, box, 2, "bicubic"))
