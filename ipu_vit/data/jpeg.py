@@ -17,7 +17,7 @@ Data = Union[bytes, bytearray]
 START, END = b"\xff\xd8", b"\xff\xd9"
 
 FRAMES = (0xC0, 0xC1)
-"""Markers of the headers of sequential frames (ITU-T T.81, table B.1). In progressive ones rows are all over the file."""
+"""Markers of headers of sequential frames (ITU-T T.81, table B.1); in progressive ones rows are all over the file."""
 
 START_OF_SCAN = 0xDA
 
