@@ -1,8 +1,9 @@
 """Images on their way to the device.
 
-`folder` and `generated` are sources of images, `decode` reads a file, `augment` makes the model's square of
-it (where: `crops`; what else: `autoaugment`, `randaugment`, `jitter`, `erasing`; as the settings say:
-`transforms`), `samples` says which image is which sample of a run, and `ondevice` normalises inside the model.
+`folder` and `generated` are sources of images, `decode` reads a file (`jpeg`: as far as it is needed) to a
+`picture`, `augment` makes the model's square of it (where: `crops`; how: `resize`; what else: `autoaugment`,
+`randaugment`, `jitter`, `erasing`; as the settings say: `transforms`), `samples` says which image is which sample of a
+run (random numbers: `streams`), and `ondevice` normalises inside the model.
 `prepare` writes the small data sets (`digits`, `glyphs`) that need no download.
 
 This file imports nothing, so that asking for one part does not load the others' libraries.
