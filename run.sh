@@ -11,6 +11,7 @@ $caller evaluate SOURCE           score a run (runs/NAME) or weights on the vali
 $caller predict SOURCE IMAGE ...  what a run or weights take images for
 $caller plan PRESET               what would sit on which IPU
 $caller convert FILE DST --to FORMAT  write weights in another format
+$caller pack SRC DST              put the images of a data set into a few large files
 $caller presets | models          list them
 $caller test [pytest options]     run the tests
 
@@ -120,7 +121,7 @@ test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-train | evaluate | predict | plan | convert | presets | models)
+train | evaluate | predict | plan | convert | pack | presets | models)
     prepare run
     exec "$venv/bin/python" -m ipu_vit "$@"
     ;;

@@ -46,6 +46,8 @@ from ipu_vit.config import load_settings
 from ipu_vit.data.augment import TrainingTransform
 from ipu_vit.data.crops import RandomResizedCrop
 from ipu_vit.data.folder import ImageFolder
+from ipu_vit.data.pack import Storing, pack
+from ipu_vit.data.packed import PackedImages
 from ipu_vit.data.resize import RESAMPLING
 from ipu_vit.data.samples import TrainingSamples, worker_init
 from ipu_vit.data.source import Source
@@ -228,13 +230,9 @@ def opencv(source: ImageFolder) -> Dict[str, Batch]:
 
 def packed(source: ImageFolder, folder: Path) -> Dict[str, Batch]:
     """Our path from a pack of decoded images."""
-    try:
-        from ipu_vit.data.pack import Storing, pack
-        from ipu_vit.data.packed import PackedImages
-    except ImportError:
-        return {}
     pack(source, folder, Storing(decoded=True))
-    return {"packed": ours(PackedImages(folder, "pack"), INTERPOLATIONS[0])}
+    images = PackedImages(folder, "pack")
+    return {"packed": ours(images, "bicubic"), "packed_bilinear": ours(images, "bilinear")}
 
 
 def difference(root: Path) -> float:

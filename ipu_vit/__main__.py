@@ -108,6 +108,21 @@ def _convert(parsed: argparse.Namespace) -> None:
     print(convert(str(source), parsed.destination, parsed.to, parsed.heads, parsed.epsilon).summary())
 
 
+def _pack(parsed: argparse.Namespace) -> None:
+    from ipu_vit.packing import pack_splits
+
+    parsed.interrupted = f"{INTERRUPTED}; the same command goes on after the last finished shard"
+    pack_splits(
+        parsed.source,
+        parsed.destination,
+        parsed.format,
+        parsed.splits,
+        resize=parsed.resize,
+        quality=parsed.quality,
+        decoded=parsed.decoded,
+    )
+
+
 def _presets(parsed: argparse.Namespace) -> None:
     print("\n".join(_preset_lines()))
 
@@ -194,6 +209,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--to", required=True, metavar="FORMAT", help="format to write; docs/weights.md lists them")
     command.add_argument("--heads", type=int, help="attention heads per layer, where the source does not tell")
     command.add_argument("--epsilon", type=float, help="epsilon of the layer norms, where the source does not tell")
+
+    command = add("pack", _pack, "put the images of a data set into a few large files")
+    command.add_argument("source", type=Path, help="folder of class folders, of splits with them, or of a data set")
+    command.add_argument("destination", type=Path, help="folder to write")
+    command.add_argument("--format", default="folder", help="as data.source has it (folder)")
+    command.add_argument("--splits", nargs="+", metavar="SPLIT", help="those to pack (training and validation images)")
+    command.add_argument("--resize", type=int, metavar="N", help="shrink larger images to N pixels at the shorter side")
+    command.add_argument("--quality", type=int, metavar="Q", help="JPEG quality of images that are shrunk (90)")
+    command.add_argument("--decoded", type=int, metavar="N", help="shrink as --resize does, and store pixels")
 
     add("presets", _presets, "list the presets")
     add("models", _models, "list the models of the literature with the settings that make them")

@@ -3,27 +3,33 @@
 A checkpoint is one safetensors file: tensors named `model.…` and `optimizer.…`, and in its header,
 as JSON, whatever else a run needs. It is written aside, flushed to the disk and then renamed, so
 under its own name it is always complete. The newest few and the best are kept.
+
+What the disk does to it later is found by a checksum in the header: the SHA-256 of the whole file
+while 64 zeros are in the checksum's place. So no bit of the file is without it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ipu_vit.errors import UserError
-from ipu_vit.run_folder import make_folder
+from ipu_vit.run_folder import make_folder, writing
 from ipu_vit.weights.atomic import replacing
 
 _NAME = re.compile(r"update-(\d{8})\.safetensors")
-_STATE = "ipu_vit"
+_STATE, _CHECKSUM = "ipu_vit", "sha256"
+_NO_CHECKSUM = "0" * 64
+_PIECE = 2**22  # bytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Checkpoint:
     rng_state: List[int]
     best_accuracy: Optional[float] = None
     average: Optional[Dict[str, Any]] = None
+    layout: Optional[Dict[str, Any]] = None  # see `ipu_vit.layout`; earlier versions have none
 
 
 class Checkpoints:
@@ -72,36 +79,52 @@ class Checkpoints:
         """Write the checkpoint with the best validation accuracy so far."""
         self._write(checkpoint, self.best)
 
-    def latest(self) -> Optional[Checkpoint]:
-        """The newest checkpoint, if there is one."""
-        updates = self.updates()
-        return read_checkpoint(self.path(updates[-1])) if updates else None
+    def latest(self, tell: Callable[[str], None] = print) -> Optional[Checkpoint]:
+        """The newest checkpoint that is whole, if there are any.
+
+        Newer ones that are damaged are put aside, and `tell` is told. Raises UserError if none is whole: to
+        start over is not what was asked for.
+        """
+        damaged: List[str] = []
+        for update in reversed(self.updates()):
+            try:
+                checkpoint = read_checkpoint(self.path(update))
+            except UserError as error:
+                damaged.append(str(error))
+                continue
+            for message, newer in zip(damaged, reversed(self.updates())):
+                aside = self.path(newer).with_suffix(".damaged")
+                with writing(aside):
+                    os.replace(self.path(newer), aside)
+                tell(f"{message}; it is kept as {aside.name}, and the checkpoint of update {update} is used")
+            return checkpoint
+        if damaged:
+            raise UserError(f"{damaged[0]}; no other checkpoint is there to continue from: fresh=true starts over")
+        return None
 
     def _write(self, checkpoint: Checkpoint, path: Path) -> None:
         try:
             with replacing(str(path)) as file:
-                file.write(_encode(checkpoint))
+                file.writelines(_sealed(_encode(checkpoint)))
         except UserError as error:
             raise UserError(
                 f"{error}; earlier checkpoints are untouched, and the same command continues from the last one"
             ) from error
 
 
-def not_finite(tensors: Dict[str, Tensor]) -> Optional[str]:
-    """The name of a tensor that holds infinities or no numbers at all, if there is one."""
-    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; raises UserError for a file that is none."""
+    """Read a checkpoint; raises UserError for a file that is none, or that is not as it was written."""
     try:
+        _verify(path)
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             state = json.loads(file.metadata()[_STATE])
         optimizer = _unflatten(state["optimizer"], tensors)
         model = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         average = _unflatten(state.get("average"), tensors)  # earlier versions have none
-        return Checkpoint(state["update"], model, optimizer, state["rng_state"], state["best_accuracy"], average)
+        return Checkpoint(
+            state["update"], model, optimizer, state["rng_state"], state["best_accuracy"], average, state.get("layout")
+        )
     except Exception as error:  # safetensors raises its own type, and others for other damage
         raise UserError(f"{path} is not a checkpoint of ipu_vit, or is damaged: {error}") from error
 
@@ -114,8 +137,38 @@ def _encode(checkpoint: Checkpoint) -> bytes:
         "rng_state": checkpoint.rng_state,
         "best_accuracy": checkpoint.best_accuracy,
         "average": _flatten(checkpoint.average, "average", tensors),
+        "layout": checkpoint.layout,
     }
-    return save(tensors, metadata={_STATE: json.dumps(state)})
+    return save(tensors, metadata={_STATE: json.dumps(state), _CHECKSUM: _NO_CHECKSUM})
+
+
+def _sealed(content: bytes) -> Tuple[memoryview, bytes, memoryview]:
+    """A file's content with its checksum in place, in pieces as it may be large."""
+    start = content.index(f'"{_CHECKSUM}":"{_NO_CHECKSUM}"'.encode())  # quotes in the state are escaped in the header
+    start += len(f'"{_CHECKSUM}":"')
+    whole = memoryview(content)
+    return whole[:start], hashlib.sha256(content).hexdigest().encode(), whole[start + len(_NO_CHECKSUM) :]
+
+
+def _verify(path: Path) -> None:
+    """Raise ValueError if a file's bytes are not those that its checksum is of, or are no checkpoint's at all."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        size = int.from_bytes(length, "little")
+        if size > path.stat().st_size:
+            raise ValueError("it has been cut off")
+        header = file.read(size)
+        metadata = json.loads(header)["__metadata__"]
+        if set(metadata) == {_STATE}:
+            return  # of an earlier version, without a checksum
+        digest = hashlib.sha256(length + header.replace(metadata[_CHECKSUM].encode(), _NO_CHECKSUM.encode()))
+        while True:
+            piece = file.read(_PIECE)
+            if not piece:
+                break
+            digest.update(piece)
+    if digest.hexdigest() != metadata[_CHECKSUM]:
+        raise ValueError("its checksum is not that of its content")
 
 
 def _flatten(value: Any, name: str, tensors: Dict[str, Tensor]) -> Any:

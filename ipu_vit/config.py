@@ -77,6 +77,12 @@ def list_presets() -> List[Tuple[str, str]]:
     return found
 
 
+def nearest_presets(unknown: str) -> List[str]:
+    """The three presets whose names are most like a name that is none."""
+    names = [name for name, _ in list_presets()]
+    return sorted(names, key=lambda name: -SequenceMatcher(None, unknown, name).ratio())[:3]
+
+
 def presets_folder() -> Path:
     """The folder of presets: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).resolve().parent
@@ -102,9 +108,7 @@ def _find_preset(preset: str, folders: Sequence[Path], where: str) -> Path:
     path = _preset_file(preset, folders)
     if path is not None:
         return path
-    names = [name for name, _ in list_presets()]
-    near = sorted(names, key=lambda name: -SequenceMatcher(None, preset, name).ratio())[:3]
-    raise UserError(f"there is no preset {preset!r} ({where}); the nearest are {', '.join(near)}")
+    raise UserError(f"there is no preset {preset!r} ({where}); the nearest are {', '.join(nearest_presets(preset))}")
 
 
 def _read_preset(path: Path, readers: Sequence[Path]) -> Table:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ipu_vit.build import build_model, start_from_weights
 from ipu_vit.data.loader import evaluation_loader
+from ipu_vit.data.lost_workers import naming_lost_workers
 from ipu_vit.data.samples import check_readable
 from ipu_vit.data.source import Source
 from ipu_vit.data.sources import open_validation
@@ -50,12 +51,13 @@ class Evaluator:
         self._model.load_state_dict(weights)
         if self._executor.isCompiled():
             self._executor.attachToDevice()  # with the weights that the model now has
-        loader = evaluation_loader(self._settings, self._options, self._source, self._unreadable_log)
+        with naming_lost_workers(self._settings.data.workers):
+            loader = evaluation_loader(self._settings, self._options, self._source, self._unreadable_log)
         total = min(len(loader), host_batches or len(loader))
         best: List[Tensor] = []
         labels: List[Tensor] = []
         try:
-            with report.progress("evaluating", total):
+            with naming_lost_workers(self._settings.data.workers), report.progress("evaluating", total):
                 for number, (images, answers) in enumerate(loader):
                     if number == total:
                         break

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import poptorch
 import torch
 
 from ipu_vit.device import Device
+from ipu_vit.run_folder import make_folder
 from ipu_vit.settings import Settings
 
 # PopART's number for the schedule that shares memory best between the gradients of a pipeline.
@@ -57,8 +59,11 @@ def _common_options(settings: Settings, device: Device) -> Any:
     options.setAvailableMemoryProportion({f"IPU{ipu}": share for ipu, share in enumerate(proportions)})
     options.Precision.setPartialsType(torch.float16 if pipeline.partials == "float16" else torch.float32)
     options._Popart.set("defaultBufferingDepth", pipeline.prefetch_depth)
+    if settings.data.source == "synthetic":
+        options.enableSyntheticData(True)
     if device.kind == "ipu_model":
         options.useIpuModel(True)
     elif pipeline.executable_cache is not None:
+        make_folder(Path(pipeline.executable_cache), "pipeline.executable_cache")
         options.enableExecutableCaching(pipeline.executable_cache)
     return options

@@ -22,11 +22,12 @@ import poptorch
 import torch
 
 from ipu_vit.build import build_model, start_from_weights
-from ipu_vit.checkpoint import Checkpoint, Checkpoints, not_finite, read_checkpoint
+from ipu_vit.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from ipu_vit.data.loader import training_loader
 from ipu_vit.data.samples import check_readable
 from ipu_vit.data.sources import Sources, open_sources
 from ipu_vit.device import Device
+from ipu_vit.divergence import not_finite
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
 from ipu_vit.models.image_model import ImageModel
@@ -108,7 +109,7 @@ def rehearse(settings: Settings, device: Device) -> Verdict:
 
 def _find_data(settings: Settings, verdict: Verdict) -> Tuple[Settings, Sources]:
     """The settings' images, or generated ones if the settings leave them open."""
-    if settings.data.source == "folder" and not settings.data.root:
+    if not settings.data.root and not settings.data.is_random:
         verdict.missing.append("data: data.root is not set, so the images are generated and the loss means nothing")
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"source": "generated"})})
         return settings, open_sources(settings)

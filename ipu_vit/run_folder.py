@@ -7,6 +7,7 @@ losses.jsonl       one line per host step: update, loss, accuracy, lr
 unreadable.txt     images that could not be read
 checkpoints/       see `ipu_vit.checkpoint`
 result.json        the final scores
+run.lock           the process that writes here, see `ipu_vit.lock`
 predictions.png    validation images with their predictions
 """
 
@@ -16,16 +17,18 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from ipu_vit.config import load_settings, save_settings
 from ipu_vit.errors import UserError
 from ipu_vit.labels import write_labels
+from ipu_vit.layout import is_free
+from ipu_vit.lock import FolderLock
 from ipu_vit.settings import Settings
 from ipu_vit.weights.atomic import replacing
 
 # Settings that may differ when a run is continued: they do not change what it computes, or only
-# when it saves and reports.
+# when it saves and reports. The layout may too, see `ipu_vit.layout`.
 _FREE = (
     "name",
     "device",
@@ -47,18 +50,39 @@ _FREE = (
 
 
 class RunFolder:
-    """An output folder, opened for a new run or to continue the one in it."""
+    """An output folder, opened for a new run or to continue the one in it, and locked until it is closed.
+
+    Raises UserError if another run is in it, or it holds one that these settings are not of.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.path = Path(settings.output).absolute()
         saved = self.path / "settings.yml"
+        self._locks: List[FolderLock] = []
         if settings.fresh and self.path.exists():
+            if self.path.is_dir():
+                self._locks.append(FolderLock(self.path))  # also of who is about to put it aside as well
             self._put_aside()
         make_folder(self.path, "output")
-        if saved.exists() and any(self.checkpoints.glob("update-*")):  # else there is nothing to continue
-            _check_same_run(settings, saved)
-        with writing(saved):
-            save_settings(settings, saved)
+        self._locks.append(FolderLock(self.path))
+        try:
+            if saved.exists() and any(self.checkpoints.glob("update-*")):  # else there is nothing to continue
+                _check_same_run(settings, saved)
+            with writing(saved):
+                save_settings(settings, saved)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def locked(self) -> bool:
+        """Whether other runs are kept out: not every file system can."""
+        return all(lock.held for lock in self._locks)
+
+    def close(self) -> None:
+        """Let other runs in."""
+        for lock in self._locks:
+            lock.release()
 
     @property
     def log(self) -> Path:
@@ -157,7 +181,7 @@ def _check_same_run(settings: Settings, saved: Path) -> None:
     """Refuse to continue a run under settings that would make it another one."""
     old = _flat(load_settings(str(saved), []).model_dump(mode="json"))
     for name, value in _flat(settings.model_dump(mode="json")).items():
-        free = any(name == known or name.startswith(known + ".") for known in _FREE)
+        free = is_free(name, settings) or any(name == known or name.startswith(known + ".") for known in _FREE)
         if not free and old[name] != value:
             raise UserError(
                 f"output={settings.output} holds a run with {name}={old[name]}, not {value}: keep the old value to "

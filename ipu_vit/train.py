@@ -6,20 +6,23 @@ import math
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence
+from typing import Any, Dict, Generator, Iterator, List, Optional, Sequence
 
 import poptorch
 import torch
 
 from ipu_vit.averaging import WeightAverage
 from ipu_vit.build import build_model, start_from_weights
-from ipu_vit.checkpoint import Checkpoint, Checkpoints, not_finite
+from ipu_vit.checkpoint import Checkpoint, Checkpoints
 from ipu_vit.data.loader import training_loader
+from ipu_vit.data.lost_workers import LostWorker, naming_lost_workers
 from ipu_vit.data.samples import check_readable
 from ipu_vit.data.sources import open_sources
 from ipu_vit.device import Device
+from ipu_vit.divergence import collapsed_loss_scale, not_finite
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
+from ipu_vit.layout import changes, check_updates_left, layout_of
 from ipu_vit.optim import DTYPES, build_optimizer, set_learning_rate
 from ipu_vit.options import training_options
 from ipu_vit.parallel import place
@@ -29,19 +32,28 @@ from ipu_vit.run_folder import LossFile, RunFolder, make_folder, writing
 from ipu_vit.schedules import learning_rate
 from ipu_vit.scores import Score
 from ipu_vit.settings import Settings
+from ipu_vit.signals import Terminated, Termination
 from ipu_vit.steps import TrainingStep
 from ipu_vit.weights.writers import write_weights
 
 
-def train(settings: Settings, device: Device) -> Score:
-    """Train from the settings' weights, or continue the run in the output folder; returns the final score.
+def train(settings: Settings, device: Device) -> Optional[Score]:
+    """Train from the settings' weights, or continue the run in the output folder.
 
+    Returns the final score, or nothing if SIGTERM has ended the run before.
     Raises UserError when data, weights or the output folder are not usable, or the loss diverges.
     """
     trainer = Trainer(settings, device)
-    with closing(trainer.report):
-        trainer.run()
-        return trainer.conclude()
+    with closing(trainer.folder), closing(trainer.report):
+        try:
+            with trainer.termination:
+                trainer.run()
+                return trainer.conclude()
+        except (Terminated, LostWorker):
+            if not trainer.termination.requested:
+                raise
+            trainer.report.say(f"ended by SIGTERM; {trainer.kept()}; the same command continues the run")
+            return None
 
 
 class Trainer:
@@ -61,16 +73,20 @@ class Trainer:
         shrunk = ", shrunk to a tiny model, generated images and a few updates," if settings.shrink else ""
         self.report.say(f"{settings.name}{shrunk} on {device.kind} ({device.reason}), output in {self.folder.path}")
         self.report.say(loaded)
+        if not self.folder.locked:
+            self.report.say("this file system has no locks: see to it that no other run writes to the same output")
         show_plan(self.report, settings, self.model, len(self.sources.training))
 
         place(self.model, settings.pipeline)
         self.options = training_options(settings, device)
         self.optimizer = build_optimizer(self.model, settings.optimizer, learning_rate(settings.schedule, 0))
         self.checkpoints = Checkpoints(self.folder.checkpoints, settings.checkpoint.keep)
-        self.resumed = self.checkpoints.latest()
+        self.resumed = self.checkpoints.latest(self.report.say)
+        self.termination = Termination()
         self.update = 0
         self.best_accuracy: Optional[float] = None
         decay = settings.averaging.decay
+        self.other_layout: List[str] = []
         self.average = WeightAverage(self.model.state_dict(), decay) if decay else None
         if self.resumed is not None:
             self._take_over(self.resumed)
@@ -90,16 +106,22 @@ class Trainer:
             if self.update < updates
             else f"all {updates} updates are done already; fresh=true trains anew"
         )
+        check_updates_left(self.settings, self.update)
+        self.other_layout = changes(self.settings, checkpoint.layout)
+        if self.other_layout:
+            # Random states are of one layout. Another seed, for the numbers of the beginning not to come again.
+            self.options.randomSeed((self.settings.seed + self.update) % 2**31)
+            self.report.say(f"with {', '.join(self.other_layout)}: the same run within rounding, not to the last bit")
 
     # The loop ---------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """All weight updates that are left."""
+        """All weight updates that are left; SIGTERM ends it after a host step, all saved."""
         updates = self.settings.schedule.updates
-        with closing(LossFile(self.folder.path, self.update)) as losses, self.report.progress(
-            "training", updates, self.update
-        ):
-            for step in self.host_steps():
+        with self.termination.deferred(), closing(self.host_steps()) as steps, closing(
+            LossFile(self.folder.path, self.update)
+        ) as losses, self.report.progress("training", updates, self.update):
+            for step in steps:
                 losses.add(update=self.update, loss=step.loss, accuracy=step.accuracy, lr=step.lr)
                 self.report.host_step(step)
                 if self.average is not None and self._is_due(self.settings.averaging.every):
@@ -107,20 +129,25 @@ class Trainer:
                     self.average.add(self.model.state_dict(), self.update)
                 if self._is_due(self.settings.evaluation.every) and self.update < updates:
                     self.evaluate()
-                if self._is_due(self.settings.checkpoint.every) or self.update == updates:
+                if self._is_due(self.settings.checkpoint.every):
                     self.checkpoints.save(self.checkpoint())
+                if self.termination.requested:
+                    break
+            if self.executor.isCompiled() and self.update not in self.checkpoints.updates():
+                self.checkpoints.save(self.checkpoint())
 
-    def host_steps(self) -> Iterator[HostStep]:
+    def host_steps(self) -> Generator[HostStep, None, None]:
         """Run host batches until the schedule ends, yielding the figures of each."""
         schedule, plan = self.settings.schedule, self.plan
         if self.update == schedule.updates:
             return
-        loader = training_loader(
-            self.settings, self.options, self.sources.training, self.update, self.folder.unreadable
-        )
+        with naming_lost_workers(self.settings.data.workers):
+            loader = training_loader(
+                self.settings, self.options, self.sources.training, self.update, self.folder.unreadable
+            )
         try:
             started = time.perf_counter()
-            for batch in loader:
+            for batch in self._batches(loader):
                 check_readable(batch[1], self.folder.unreadable)
                 if not self.executor.isCompiled():
                     self._compile(batch)
@@ -147,11 +174,20 @@ class Trainer:
         finally:
             loader.terminate()
 
+    def _batches(self, loader: Any) -> Iterator[Any]:
+        """What a loader yields; none any more once SIGTERM has come to its workers too, as schedulers send it."""
+        try:
+            with naming_lost_workers(self.settings.data.workers):
+                yield from loader
+        except LostWorker:
+            if not self.termination.requested:
+                raise
+
     def _compile(self, batch: Sequence[torch.Tensor]) -> None:
         started = time.perf_counter()
         self.report.say("compiling")
         self.executor.compile(*batch)
-        if self.resumed is not None:
+        if self.resumed is not None and not self.other_layout:
             self.executor.rng_state = self.resumed.rng_state
         self.report.say(f"compiled in {time.perf_counter() - started:.1f} s")
 
@@ -176,7 +212,7 @@ class Trainer:
         return score
 
     def checkpoint(self) -> Checkpoint:
-        """The state of the run as of now; raises UserError if its weights are not finite."""
+        """The state of the run as of now; raises UserError if it has diverged."""
         if not self.executor.isCompiled():
             assert self.resumed is not None  # a run that has nothing left to do
             return self.resumed
@@ -185,13 +221,20 @@ class Trainer:
         lost = not_finite(model)
         if lost is not None:
             raise UserError(self._diverged(f"{lost} is no longer finite after update {self.update}"))
+        optimizer = self.optimizer.state_dict()
+        scale = collapsed_loss_scale(optimizer, self.settings.optimizer.loss_scaling)
+        if scale is not None:
+            raise UserError(
+                self._diverged(f"the automatic loss scale has fallen to {scale:.2g} after update {self.update}")
+            )
         return Checkpoint(
             update=self.update,
             model=model,
-            optimizer=self.optimizer.state_dict(),
+            optimizer=optimizer,
             rng_state=list(self.executor.rng_state),
             best_accuracy=self.best_accuracy,
             average=None if self.average is None else self.average.state_dict(),
+            layout=layout_of(self.settings),
         )
 
     def final_weights(self, checkpoint: Checkpoint) -> Dict[str, torch.Tensor]:
@@ -202,12 +245,15 @@ class Trainer:
         if not math.isfinite(loss):
             raise UserError(self._diverged(f"the loss of update {self.update + 1} is {loss}"))
 
-    def _diverged(self, what: str) -> str:
+    def kept(self) -> str:
+        """The checkpoint that the run can go on from, in words."""
         saved = self.checkpoints.updates()
-        kept = f"the checkpoint of update {saved[-1]} is kept" if saved else "no checkpoint had been saved"
+        return f"the checkpoint of update {saved[-1]} is kept" if saved else "no checkpoint had been saved"
+
+    def _diverged(self, what: str) -> str:
         optimizer, schedule = self.settings.optimizer, self.settings.schedule
         return (
-            f"Training has diverged: {what}; {kept}; try a value below schedule.lr={schedule.lr} or "
+            f"Training has diverged: {what}; {self.kept()}; try a value below schedule.lr={schedule.lr} or "
             f"optimizer.loss_scaling={optimizer.loss_scaling}"
         )
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from ipu_vit.config import is_preset, list_presets, load_settings, settings_from
+from ipu_vit.config import is_preset, load_settings, nearest_presets, settings_from
 from ipu_vit.download_bar import show_download
 from ipu_vit.errors import UserError
 from ipu_vit.labels import read_labels
@@ -52,8 +52,10 @@ def find_trained(source: str, overrides: Sequence[str] = ()) -> Trained:
     if run is not None:
         return _of_run(run, checkpoint_in(source), overrides)
     if is_path(source) and not Path(source).expanduser().exists():
-        presets = ", ".join(name for name, _ in list_presets())
-        raise UserError(f"{source} is neither the folder of a run, nor weights, nor a preset; presets: {presets}")
+        near = ", ".join(nearest_presets(source))
+        raise UserError(
+            f"{source} is neither the folder of a run, nor weights, nor a preset; the nearest presets are {near}"
+        )
     return _of_weights(source, overrides)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict, List
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors.torch import save as encode
 from test_resume import assert_equal
 from tiny_runs import contents
 
@@ -137,6 +141,80 @@ def test_header_of_another_program_is_refused(tmp_path: Path, old: bytes, new: b
     path.write_bytes(path.read_bytes().replace(old, new))
     with pytest.raises(UserError, match="is not a checkpoint of ipu_vit, or is damaged"):
         read_checkpoint(path)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """Wherever in the file: lengths, names, numbers, state, the checksum itself."""
+    path = Checkpoints(tmp_path, keep=1).save(checkpoint(1))
+    content = path.read_bytes()
+    for position in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(UserError, match="is not a checkpoint of ipu_vit, or is damaged"):
+                read_checkpoint(path)
+    path.write_bytes(content)
+    assert read_checkpoint(path).update == 1
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_bytes_that_differ_anywhere_are_noticed(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """A piece lost, doubled or overwritten, as disks and networks do it."""
+    rng = np.random.default_rng(seed)
+    path = Checkpoints(tmp_path_factory.mktemp("run"), keep=1).save(checkpoint(1, optimizer={"v": torch.ones(2000)}))
+    content = path.read_bytes()
+    start, end, other = np.sort(rng.integers(0, len(content), 3))
+    damaged = content[:start] + [b"", bytes(end - start), content[other : other + 100]][seed % 3] + content[end:]
+    path.write_bytes(damaged)
+    if damaged != content:
+        with pytest.raises(UserError, match="is not a checkpoint of ipu_vit, or is damaged"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda whole: whole[:-3] + b"?" + whole[-2:]])
+def test_the_one_before_a_damaged_one_is_used(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for update in (1, 2, 3):
+        path = checkpoints.save(checkpoint(update))
+    path.write_bytes(damage(path.read_bytes()))
+    said: List[str] = []
+    content = path.read_bytes()
+    latest = checkpoints.latest(said.append)
+    assert latest is not None and latest.update == 2
+    assert len(said) == 1 and "update-00000003" in said[0] and "the checkpoint of update 2 is used" in said[0]
+    # It does not take the place of a good one, and is still there for whoever wants to look.
+    assert checkpoints.updates() == [1, 2] and (tmp_path / "update-00000003.damaged").read_bytes() == content
+    assert_equal(vars(checkpoints.latest(said.append)), vars(latest))
+    assert len(said) == 1
+
+
+def test_nothing_is_begun_anew_because_all_are_damaged(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for update in (1, 2):
+        checkpoints.save(checkpoint(update)).write_bytes(b"damaged")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="update-00000002.*no other checkpoint.*fresh=true"):
+        checkpoints.latest()
+    assert contents(tmp_path) == before
+
+
+def test_checkpoints_of_earlier_versions_have_no_checksum(tmp_path: Path) -> None:
+    state = {"update": 3, "optimizer": {"dict": []}, "rng_state": [1, 2], "best_accuracy": None}
+    path = tmp_path / "update-00000003.safetensors"
+    path.write_bytes(encode({"model.weight": torch.ones(2)}, metadata={"ipu_vit": json.dumps(state)}))
+    latest = Checkpoints(tmp_path, keep=1).latest()
+    assert latest is not None and (latest.update, latest.rng_state, latest.layout) == (3, [1, 2], None)
+
+
+def test_checksum_is_the_one_described(tmp_path: Path) -> None:
+    """SHA-256 of the file with zeros in the checksum's place, so that others can check it too."""
+    path = Checkpoints(tmp_path, keep=1).save(checkpoint(1))
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    checksum = json.loads(content[8 : 8 + size])["__metadata__"]["sha256"].encode()
+    assert hashlib.sha256(content.replace(checksum, b"0" * 64)).hexdigest().encode() == checksum
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:

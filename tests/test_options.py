@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import poptorch
 import pytest
@@ -10,7 +10,7 @@ from tiny_runs import CPU
 
 from ipu_vit.device import Device
 from ipu_vit.options import evaluation_options, training_options
-from ipu_vit.settings import Settings
+from ipu_vit.settings import DataSettings, Settings
 
 
 def settings_with(**options: Any) -> Settings:
@@ -50,6 +50,13 @@ def test_session_options() -> None:
 def test_clipping_leaves_the_schedule_to_poptorch() -> None:
     found = training_options(settings_with(max_grad_norm=1.0), CPU)._Popart.options
     assert "accumulateOuterFragmentSettings.schedule" not in found
+
+
+@pytest.mark.parametrize("source, mode", [("folder", None), ("generated", None), ("synthetic", 2)])  # RandomNormal
+def test_synthetic_data_are_made_on_the_device(source: str, mode: Optional[int]) -> None:
+    settings = settings_with().model_copy(update={"data": DataSettings(source=source)})
+    for options in (training_options(settings, CPU), evaluation_options(settings, CPU)):
+        assert options._Popart.options.get("syntheticDataMode") == mode
 
 
 @pytest.mark.parametrize("replicas, expected", [(4, True), (1, False)])

@@ -309,7 +309,7 @@ SIZES = {
     "model.image_size", "model.patch_size", "model.width", "model.depth", "model.heads", "model.mlp_width",
     "model.tokens_mlp_width", "model.resnet_depths", "model.resnet_width", "model.representation", "model.classes",
     "data.source", "data.root", "data.prepare", "data.generated_images", "data.crop_resize", "data.evaluation_resize",
-    "data.workers",
+    "data.workers", "data.validation_split",
     "pipeline.layers_per_ipu", "pipeline.replicas", "pipeline.global_batch", "pipeline.micro_batch",
     "pipeline.device_iterations", "pipeline.executable_cache",
     "schedule.updates", "schedule.warmup", "schedule.milestones", "schedule.cooldown", "schedule.timescale",

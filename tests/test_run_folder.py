@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ def preset(tmp_path: Path) -> Path:
 
 def begin(settings: Settings) -> Path:
     """A run that has come as far as its first checkpoint."""
-    folder = RunFolder(settings)
-    Checkpoints(folder.checkpoints, keep=1).save(Checkpoint(1, {"weight": torch.ones(1)}, {}, [1]))
-    return folder.path
+    with closing(RunFolder(settings)) as folder:
+        Checkpoints(folder.checkpoints, keep=1).save(Checkpoint(1, {"weight": torch.ones(1)}, {}, [1]))
+        return folder.path
 
 
 @pytest.mark.parametrize(
@@ -38,10 +39,9 @@ def begin(settings: Settings) -> Path:
         "data.crop_area=[0.5,1]",
         "data.train_split=other",
         "data.mean=[1,2,3]",
-        "pipeline.micro_batch=1",
         "pipeline.global_batch=8",
         "pipeline.stochastic_rounding=false",
-        "pipeline.device_iterations=2",
+        "pipeline.partials=float32",
         "optimizer.momentum=0.5",
         "optimizer.max_grad_norm=1",
         "schedule.updates=6",
@@ -74,6 +74,10 @@ def test_what_changes_the_numbers_is_refused_by_name(preset: Path, override: str
         "checkpoint.keep=9",
         "pipeline.available_memory_proportion=[0.2]",
         "pipeline.prefetch_depth=3",
+        "pipeline.replicas=2",
+        "pipeline.micro_batch=1",
+        "pipeline.device_iterations=2",
+        "pipeline.replicated_tensor_sharding=true",
         "pipeline.executable_cache=/tmp/cache",
         "export=/tmp/weights.npz",
     ],
@@ -82,7 +86,16 @@ def test_what_changes_no_number_may_change(preset: Path, override: str) -> None:
     begin(settings_of(preset))
     folder = RunFolder(settings_of(preset, override, f"output={preset.parent}/run"))
     assert (folder.path / "settings.yml").read_text()
-    RunFolder(settings_of(preset, override, f"output={preset.parent}/run"))
+    folder.close()
+    RunFolder(settings_of(preset, override, f"output={preset.parent}/run")).close()
+
+
+def test_mixed_images_keep_their_micro_batch(preset: Path) -> None:
+    """Each is mixed with another of its micro batch: other ones would be other images."""
+    mixed = "augmentation.mixup=0.2"
+    begin(settings_of(preset, mixed))
+    with pytest.raises(UserError, match="pipeline.micro_batch=2, not 4"):
+        RunFolder(settings_of(preset, mixed, "pipeline.micro_batch=4"))
 
 
 @pytest.mark.parametrize("name", ["2012-01-01", "1:30", "010", "1e3", "'yes'", "'none'"])
@@ -101,7 +114,7 @@ def test_damaged_settings_are_a_sentence(preset: Path) -> None:
 
 
 def test_without_a_checkpoint_there_is_nothing_to_continue(preset: Path) -> None:
-    RunFolder(settings_of(preset))
+    RunFolder(settings_of(preset)).close()
     folder = RunFolder(settings_of(preset, "schedule.lr=0.5"))
     assert "lr: 0.5" in (folder.path / "settings.yml").read_text()
 

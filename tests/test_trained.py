@@ -67,7 +67,7 @@ def test_odd_names_of_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nowhere", "/no/where.npz", "quickstar"])
 def test_what_is_not_there(name: str) -> None:
     with pytest.raises(
-        UserError, match=f"^{name} is neither the folder of a run, nor weights, nor a preset; presets: "
+        UserError, match=f"^{name} is neither the folder of a run, nor weights, nor a preset; the nearest presets are "
     ):
         find_trained(name)
 

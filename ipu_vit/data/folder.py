@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from itertools import accumulate
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from ipu_vit.data.decode import EncodedImage, open_image
+from ipu_vit.data.image_files import ImageFiles
 from ipu_vit.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LAYOUT = "one folder per class with image files in it"
 
 
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """The images of `folder/<class>/*`, ordered by class and file name.
 
     `setting` is how the user chose the folder, such as `data.root=/imagenet`, for messages. With
@@ -28,18 +27,8 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path, setting: str, classes: Optional[Sequence[str]] = None) -> None:
-        self.folder = folder
         found = class_folders(folder, setting)
-        self.classes: List[str] = found if classes is None else list(classes)
-        number_of = {name: number for number, name in enumerate(self.classes)}
-        if _are_numbers(found) and not any(map(str.isdigit, self.classes)):
-            number_of = {name: int(name) for name in found if int(name) < len(self.classes)}
-        unknown = [name for name in found if name not in number_of]
-        if unknown:
-            raise UserError(
-                f"{setting}: {folder} holds {_first_few(unknown)}, which the training images do not have; "
-                f"expected only folders named as one of their {len(self.classes)} classes"
-            )
+        numbers = found_among(found, classes, f"{setting}: {folder}")
         paths: List[bytes] = []
         counts: List[int] = []
         for name in found:
@@ -48,43 +37,7 @@ class ImageFolder:
                 raise UserError(f"{setting}: {folder / name} holds no image files; expected {', '.join(SUFFIXES)}")
             paths.extend(os.fsencode(os.path.join(name, file)) for file in files)
             counts.append(len(files))
-        self.paths = PackedPaths(paths)
-        self.labels = np.repeat([number_of[name] for name in found], counts).astype(np.int64)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def load(self, index: int) -> np.ndarray:
-        return self.open(index).pixels()
-
-    def open(self, index: int) -> EncodedImage:
-        return open_image(self.name(index))
-
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
-
-    def name(self, index: int) -> str:
-        return os.path.join(self.folder, self.paths[index])
-
-
-class PackedPaths(Sequence[str]):
-    """A list of paths in two objects.
-
-    A million `str` take ten times the memory, and every process that decodes images gets a copy.
-    """
-
-    def __init__(self, paths: Iterable[bytes]) -> None:
-        paths = list(paths)
-        self._text = b"".join(paths)
-        self._ends = np.fromiter(accumulate(map(len, paths)), dtype=np.int64, count=len(paths))
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
-        end = self._ends[index]
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._text[start:end])
+        super().__init__(folder, paths, np.repeat(numbers, counts), found if classes is None else classes)
 
 
 def class_folders(folder: Path, setting: str) -> List[str]:
@@ -96,6 +49,25 @@ def class_folders(folder: Path, setting: str) -> List[str]:
     if not found:
         raise UserError(f"{setting}: {folder} holds no class folders; expected {LAYOUT}")
     return sorted(found, key=int) if _are_numbers(found) else found
+
+
+def found_among(found: Sequence[str], classes: Optional[Sequence[str]], where: str) -> List[int]:
+    """The positions in `classes` of the class names that were found; their own positions without `classes`.
+
+    Raises UserError, which starts with `where`, if some are not among them.
+    """
+    if classes is None:
+        return list(range(len(found)))
+    number_of = {name: number for number, name in enumerate(classes)}
+    if _are_numbers(found) and not any(map(str.isdigit, classes)):
+        number_of = {name: int(name) for name in found if int(name) < len(classes)}
+    unknown = [name for name in found if name not in number_of]
+    if unknown:
+        raise UserError(
+            f"{where} holds {_first_few(unknown)}, which the training images do not have; "
+            f"expected only folders named as one of their {len(classes)} classes"
+        )
+    return [number_of[name] for name in found]
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

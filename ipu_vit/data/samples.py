@@ -39,7 +39,7 @@ from torch.utils.data import Dataset
 from ipu_vit.data.decode import UnreadableImage
 from ipu_vit.data.memory import keep_freed_memory
 from ipu_vit.data.picture import Picture, opener
-from ipu_vit.data.source import Source
+from ipu_vit.data.source import DAMAGED, DamagedSource, Source
 from ipu_vit.data.streams import Streams
 from ipu_vit.errors import UserError
 
@@ -50,7 +50,7 @@ NO_LABEL = -1
 """The label of padding, and of images that evaluation skips."""
 
 UNREADABLE = -2
-"""The label that tells of an image nobody could read; see `check_readable`."""
+"""The label that tells of an image nobody could read, or of a damaged data set; see `check_readable`."""
 
 Sample = Tuple[Any, ...]
 """A tensor of an image, uint8 (3, size, size), its label, an int, and if images are mixed, of how: float32 (5,)."""
@@ -120,6 +120,9 @@ class TrainingSamples(Dataset[Sample]):
                 return torch.from_numpy(image), self.source.label(index)
             except UnreadableImage as error:
                 _log_unreadable(self.unreadable_log, f"{self.source.name(index)}: {error.reason}")
+            except DamagedSource as error:
+                _log_unreadable(self.unreadable_log, str(error))
+                break
         return _blank(self.image_size, UNREADABLE)
 
 
@@ -160,6 +163,9 @@ class EvaluationSamples(Dataset[Sample]):
         except UnreadableImage as error:
             _log_unreadable(self.unreadable_log, f"{self.source.name(item)}: {error.reason}")
             return _blank(self.image_size, NO_LABEL if self.skip_unreadable else UNREADABLE)
+        except DamagedSource as error:
+            _log_unreadable(self.unreadable_log, str(error))
+            return _blank(self.image_size, UNREADABLE)
         return torch.from_numpy(self.transform(image)), self.source.label(item)
 
 
@@ -189,13 +195,16 @@ def worker_init(worker: int) -> None:
 
 
 def check_readable(labels: Tensor, log: Optional[Path]) -> None:
-    """Raise UserError if labels tell of images that nobody could read.
+    """Raise UserError if labels tell of images that nobody could read, or of a damaged data set.
 
     Samples are made in other processes, whose exceptions arrive as tracebacks; a label arrives as
     it is.
     """
     if bool((labels == UNREADABLE).any()):
         names = unreadable_files(log) if log is not None else []
+        damaged = [name for name in names if DAMAGED in name]
+        if damaged:
+            raise UserError(damaged[0])
         last = f", for example {names[-1]}" if names else ""
         raise UserError(
             f"data.root holds images that cannot be read{last}; replace them, or have evaluation leave them out with "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Sequence
+from typing import Protocol, Sequence, runtime_checkable
 
 import numpy as np
+
+from ipu_vit.errors import UserError
 
 
 class Source(Protocol):
@@ -24,3 +26,25 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What to call the image in messages and logs."""
+
+
+@runtime_checkable
+class Encoded(Source, Protocol):
+    """A source whose images are files, or parts of files, which may be copied as they are."""
+
+    def path(self, index: int) -> str:
+        """A relative path, the image's own, that another place may keep it under."""
+
+    def encoded(self, index: int) -> bytes:
+        """The image's file; raises OSError or UnreadableImage if it cannot be read."""
+
+
+DAMAGED = " is damaged: "
+"""In the message of every DamagedSource, for whoever reads it in a log."""
+
+
+class DamagedSource(UserError):
+    """The data set itself is at fault, not one image of it: nothing may be trained or scored on the rest."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}{DAMAGED}{reason}")

@@ -20,7 +20,7 @@ from ipu_vit.settings import Settings
 def training_transform(settings: Settings) -> Callable[[Picture, np.random.Generator], np.ndarray]:
     """Generated images are squares of the right size and stay as they are."""
     data, erasing = settings.data, settings.augmentation.erasing
-    if data.source == "generated":
+    if data.is_random:
         return _as_it_is
     return TrainingTransform(
         settings.model.image_size,
@@ -35,7 +35,7 @@ def training_transform(settings: Settings) -> Callable[[Picture, np.random.Gener
 def evaluation_transform(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
     """Generated images are squares of the right size and stay as they are."""
     data = settings.data
-    if data.source == "generated":
+    if data.is_random:
         return channels_first
     return EvaluationTransform(data.evaluation_resize, settings.model.image_size, data.interpolation)
 

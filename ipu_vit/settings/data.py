@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Optional, Tuple
+import re
+from typing import Any, Literal, Optional, Tuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ipu_vit.settings.section import Section, refuse_others
 
 Fraction = Tuple[float, float]
+
+SPLIT = re.compile(r"(?P<name>[^\[\]]+)(?P<part>\[(?P<start>\d+%?)?:(?P<end>\d+%?)?\])?")
+"""A split, or a part of it from a count or percentage of its images up to another: `train[:98%]`."""
+
+# Data sets without validation images are scored on those for tests, as their papers are.
+_SCORED_ON_TEST = ("cifar10", "cifar100", "flowers", "pets")
 
 # The settings that only some crops have.
 _OF_CROPS = {
@@ -21,16 +29,26 @@ _OF_CROPS = {
 class DataSettings(Section):
     """Where images come from and what is done to them."""
 
-    source: Literal["folder", "generated"] = Field(
-        "folder", description="class folders of image files, or random images and labels"
+    source: Literal["folder", "cifar10", "cifar100", "flowers", "pets", "hugging_face", "generated", "synthetic"] = (
+        Field(
+            "folder",
+            description="class folders of image files or packs of them, a data set as it is distributed, random images "
+            "and labels, or random numbers that never leave the device",
+        )
     )
     root: Optional[str] = Field(None, description="folder that holds the training and validation splits")
     prepare: Optional[Literal["digits", "glyphs"]] = Field(
         None, description="data set to write to data.root when it is not there"
     )
-    train_split: str = Field("train", description="folder of the training images in data.root")
-    validation_split: str = Field("val", description="folder of the validation images in data.root")
-    generated_images: int = Field(1_281_167, gt=0, description="number of training images when data.source=generated")
+    train_split: str = Field(
+        "train", description="folder of the training images in data.root, or a part of them such as train[:98%]"
+    )
+    validation_split: str = Field(
+        "val", description="the same of the validation images; test for CIFAR, Flowers and Pets if not given"
+    )
+    generated_images: int = Field(
+        1_281_167, gt=0, description="number of training images when data.source=generated or synthetic"
+    )
     mean: Tuple[float, float, float] = Field(
         (127.5, 127.5, 127.5), description="subtracted from each channel (RGB, 0 to 255)"
     )
@@ -54,6 +72,25 @@ class DataSettings(Section):
     )
     workers: int = Field(0, ge=0, description="processes that decode images")
     skip_unreadable: bool = Field(False, description="evaluation skips unreadable images instead of failing")
+
+    @property
+    def is_random(self) -> bool:
+        """Whether images are random numbers, which have the model's size from the start."""
+        return self.source in ("generated", "synthetic")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scored_on(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("source") in _SCORED_ON_TEST:
+            return {"validation_split": "test", **values}
+        return values
+
+    @field_validator("train_split", "validation_split")
+    @classmethod
+    def _is_a_split(cls, value: str) -> str:
+        if SPLIT.fullmatch(value) is None:
+            raise PydanticCustomError("split", "accepted are a name and a part such as train[:98%] or train[:1000]")
+        return value
 
     @model_validator(mode="after")
     def _crop_has_them(self) -> DataSettings:

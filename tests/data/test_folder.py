@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ipu_vit.data.folder import ImageFolder, PackedPaths
+from ipu_vit.data.folder import ImageFolder
+from ipu_vit.data.image_files import PackedPaths
 from ipu_vit.errors import UserError
 
 SETTING = "data.root=/data"

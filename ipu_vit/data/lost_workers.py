@@ -1,0 +1,34 @@
+"""Telling of loader workers that were killed, as the kernel does to whoever needs too much memory."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import Iterator
+
+from ipu_vit.errors import UserError
+
+# What PopTorch's accessor says of its process, and torch's loader of its workers.
+_DIED = re.compile(r"[^\n]*(killed by signal|exited unexpectedly|ended unexpectedly)[^\n]*")
+
+
+class LostWorker(UserError):
+    """A process that loads images is gone."""
+
+
+@contextmanager
+def naming_lost_workers(workers: int) -> Iterator[None]:
+    """Raise LostWorker, with advice, in place of what loaders raise when a worker process is gone."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        died = _DIED.search(str(error))
+        if died is None:
+            raise
+        raise LostWorker(
+            f"data.workers={workers}: {died.group().strip().rstrip('.')}; checkpoints are untouched and the same "
+            "command continues from the last one; if memory ran out, fewer workers or a smaller "
+            "pipeline.prefetch_depth take less"
+        ) from error

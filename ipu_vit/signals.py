@@ -1,0 +1,54 @@
+"""SIGTERM, by which schedulers warn a process some seconds before they kill it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Iterator, Optional, Type
+
+
+class Terminated(BaseException):
+    """The process has been asked to end; like KeyboardInterrupt, no error of anybody's."""
+
+
+class Termination:
+    """As a context, turns the first SIGTERM into Terminated; a second one ends the process at once.
+
+    Inside `deferred`, Terminated waits until that is left, and `requested` tells that it does.
+    Signals only ever reach a process's main thread; in another one this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+
+    def __enter__(self) -> Termination:
+        self._in_charge = threading.current_thread() is threading.main_thread()
+        if self._in_charge:
+            self._previous = signal.signal(signal.SIGTERM, self._hear)
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        if self._in_charge:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """What has to be finished first; errors in it go before."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.requested:
+            raise Terminated
+
+    def _hear(self, number: int, frame: Optional[FrameType]) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.requested = True
+        if not self._deferred:
+            raise Terminated

@@ -1,0 +1,155 @@
+"""SIGTERM ends a run well: the host step at hand is finished, saved and told, and a resumed run has lost nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Callable, List
+
+import pytest
+from test_resume import RANDOM_RUN, UPDATES, assert_same_end
+from tiny_runs import command, losses, run, tiny_preset
+
+from ipu_vit.checkpoint import Checkpoints
+from ipu_vit.signals import Terminated, Termination
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    return tiny_preset(tmp_path)
+
+
+def started(arguments: List[str], moment: Callable[[], bool]) -> subprocess.Popen[str]:
+    """A run, in a group of its own with its workers, at the moment that is awaited."""
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    given_up = time.monotonic() + 120
+    while not moment():
+        assert process.poll() is None and time.monotonic() < given_up, process.communicate()
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_sigterm_saves_the_step_at_hand(preset: Path, whole_group: bool) -> None:
+    """To the process alone, or to its loader workers too, as Slurm does it."""
+    folder = preset.parent / "run"
+    arguments = command(preset, "schedule.updates=100000", "checkpoint.every=50000", "data.workers=1")
+    process = started(arguments, lambda: len(losses(folder)) >= 3)
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "error:" not in err, err  # torch's own workers may grumble
+    saved = Checkpoints(folder / "checkpoints", keep=3).updates()
+    assert len(saved) == 1 and saved[0] == losses(folder)[-1]["update"] >= 3
+    last = out.splitlines()[-1]
+    assert last == f"ended by SIGTERM; the checkpoint of update {saved[0]} is kept; the same command continues the run"
+    assert not (folder / "result.json").exists()
+
+
+# Sends itself SIGTERM at the moment that is argument 1: in a step, in an evaluation, in saving, at the end.
+WARNED = """
+import os, signal, sys
+from ipu_vit.__main__ import main
+import ipu_vit.emulator
+ipu_vit.emulator.install()
+from ipu_vit.checkpoint import Checkpoints
+from ipu_vit.evaluate import Evaluator
+from ipu_vit.run_folder import LossFile
+
+owner, name, count = sys.argv[1].split()
+owner = {"LossFile": LossFile, "Evaluator": Evaluator, "Checkpoints": Checkpoints}[owner]
+whole, calls = getattr(owner, name), []
+
+def warned(*arguments, **options):
+    calls.append(name)
+    if len(calls) == int(count):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return whole(*arguments, **options)
+
+setattr(owner, name, warned)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment, kept", [
+    ("LossFile add 3", 3), ("Evaluator score 1", 4), ("Checkpoints save 2", 4), ("Evaluator score 3", UPDATES),
+])  # fmt: skip
+def test_resumed_run_is_the_same_to_the_last_bit(preset: Path, uninterrupted: Path, moment: str, kept: int) -> None:
+    folder = preset.parent / "run"
+    arguments = command(preset, *RANDOM_RUN, "checkpoint.keep=20")
+    first = run([sys.executable, "-c", WARNED, moment, *arguments[3:]])
+    assert first.returncode == 0, first.stderr
+    assert f"ended by SIGTERM; the checkpoint of update {kept} is kept" in first.stdout
+    assert Checkpoints(folder / "checkpoints", keep=20).updates()[-1] == kept
+    second = run(arguments)
+    assert second.returncode == 0, second.stderr
+    assert_same_end(folder, uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    preset = tiny_preset(tmp_path_factory.mktemp("tiny"))
+    assert run(command(preset, *RANDOM_RUN)).returncode == 0
+    return preset.parent / "run"
+
+
+def test_second_sigterm_ends_at_once(preset: Path) -> None:
+    hanging = WARNED.replace("return whole", "signal.pause() if len(calls) == int(count) else 0; return whole")
+    (preset.parent / "hanging.py").write_text(hanging.replace("signal.SIGTERM)", "signal.SIGTERM); print('first')"))
+    with subprocess.Popen(
+        [sys.executable, "-u", str(preset.parent / "hanging.py"), "LossFile add 2", "train", str(preset)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "first\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+
+
+# --- the room itself ---------------------------------------------------------------------------------
+
+
+def test_terminated_at_once_or_when_what_is_deferred_is_done() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    done = []
+    with pytest.raises(Terminated):
+        with Termination() as termination:
+            with termination.deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append(termination.requested)
+    assert done == [True] and signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(Terminated):
+        with Termination():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append(False)
+    assert done == [True] and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_error_in_what_is_deferred_goes_before() -> None:
+    with pytest.raises(ValueError, match="full disk"):
+        with Termination() as termination:
+            with termination.deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise ValueError("full disk")
+
+
+def test_other_threads_do_without() -> None:
+    results: List[bool] = []
+
+    def work() -> None:
+        with Termination() as termination, termination.deferred():
+            results.append(termination.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results == [False]
