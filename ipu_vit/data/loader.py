@@ -7,6 +7,8 @@ PopTorch's loader cuts nothing and shuffles nothing here: the samples know their
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any, Optional
 
@@ -37,7 +39,7 @@ def training_loader(
         mixing=build_mixing(settings.augmentation, settings.model.image_size),
         unreadable_log=unreadable_log,
     )
-    return _loader(options, samples, pipeline.micro_batch, data.workers)
+    return _loader(options, samples, pipeline.micro_batch, data.workers, settings.model.image_size)
 
 
 def evaluation_loader(settings: Settings, options: Any, source: Source, unreadable_log: Optional[Path] = None) -> Any:
@@ -51,24 +53,38 @@ def evaluation_loader(settings: Settings, options: Any, source: Source, unreadab
         skip_unreadable=data.skip_unreadable,
         unreadable_log=unreadable_log,
     )
-    return _loader(options, samples, micro_batch, data.workers)
+    return _loader(options, samples, micro_batch, data.workers, settings.model.image_size)
 
 
-def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, workers: int) -> Any:
+def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, workers: int, image_size: int) -> Any:
     """PopTorch's loader: in this process without workers, else ahead of it in others."""
     workers = min(workers, _cores())  # more of them take memory and give nothing
     if workers == 0:
         return poptorch.DataLoader(options, samples, batch_size=micro_batch)
+    micro_batches = options.device_iterations * options.replication_factor * options.Training.gradient_accumulation
+    most = _shared_memory() // (3 * workers) // (3 * image_size**2 * micro_batch)
     return poptorch.DataLoader(
         options,
         samples,
         batch_size=micro_batch,
         num_workers=workers,
         mode=poptorch.DataLoaderMode.AsyncRebatched,
-        rebatched_worker_size=micro_batch,
+        rebatched_worker_size=micro_batch * max(1, min(PIECE, micro_batches, most)),
         worker_init_fn=worker_init,
         async_options={"early_preload": True, "load_indefinitely": False},
     )
+
+
+PIECE = 4
+"""Micro batches that a worker hands over at once: a piece costs something whatever its size. Three fit in its share."""
+
+
+def _shared_memory() -> int:
+    """Bytes that are free for pieces on their way; containers often have 64 MiB only."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:  # macOS has no such limit
+        return sys.maxsize
 
 
 def _cores() -> int:
