@@ -30,6 +30,7 @@ from ipu_vit.schedules import learning_rate
 from ipu_vit.scores import Score
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
+from ipu_vit.tracking.tracker import Tracker
 from ipu_vit.weights.writers import write_weights
 
 
@@ -39,7 +40,7 @@ def train(settings: Settings, device: Device) -> Score:
     Raises UserError when data, weights or the output folder are not usable, or the loss diverges.
     """
     trainer = Trainer(settings, device)
-    with closing(trainer.report):
+    with closing(trainer.report), closing(trainer.tracker):
         trainer.run()
         return trainer.conclude()
 
@@ -74,6 +75,7 @@ class Trainer:
         self.average = WeightAverage(self.model.state_dict(), decay) if decay else None
         if self.resumed is not None:
             self._take_over(self.resumed)
+        self.tracker = Tracker(settings, self.folder, device, self.model, self.resumed)
         step = TrainingStep(self.model, settings).train()
         self.executor: Any = poptorch.trainingModel(step, self.options, self.optimizer)
         self.evaluator = Evaluator(settings, device, self.sources.validation, self.folder.unreadable)
@@ -102,13 +104,16 @@ class Trainer:
             for step in self.host_steps():
                 losses.add(update=self.update, loss=step.loss, accuracy=step.accuracy, lr=step.lr)
                 self.report.host_step(step)
+                self.tracker.host_step(step)
                 if self.average is not None and self._is_due(self.settings.averaging.every):
                     self.executor.copyWeightsToHost()
                     self.average.add(self.model.state_dict(), self.update)
                 if self._is_due(self.settings.evaluation.every) and self.update < updates:
                     self.evaluate()
                 if self._is_due(self.settings.checkpoint.every) or self.update == updates:
-                    self.checkpoints.save(self.checkpoint())
+                    checkpoint = self.checkpoint()
+                    self.checkpoints.save(checkpoint)
+                    self.tracker.checkpoint(checkpoint)
 
     def host_steps(self) -> Iterator[HostStep]:
         """Run host batches until the schedule ends, yielding the figures of each."""
@@ -170,6 +175,7 @@ class Trainer:
         if self.executor.isCompiled():
             self.executor.attachToDevice()
         self.report.say(f"After update {self.update}: {score}")
+        self.tracker.score(self.update, score)
         if self.best_accuracy is None or score.top1 > self.best_accuracy:
             self.best_accuracy = score.top1
             self.checkpoints.save_best(checkpoint)
@@ -220,6 +226,7 @@ class Trainer:
                 draw_predictions(
                     self.sources.validation, score.predictions, settings.evaluation.pictures, self.folder.pictures
                 )
+            self.tracker.predictions(self.update, self.folder.pictures.read_bytes())
             report.say(f"predictions drawn in {self.folder.pictures}")
         if settings.export is not None:
             precision = DTYPES[settings.export_precision]
