@@ -100,6 +100,12 @@ def _convert(parsed: argparse.Namespace) -> None:
     print(convert(str(source), parsed.destination, parsed.to, parsed.heads, parsed.epsilon).summary())
 
 
+def _report(parsed: argparse.Namespace) -> None:
+    from ipu_vit.page.page import write_page
+
+    print(f"written to {write_page(parsed.folder, parsed.to)}")
+
+
 def _presets(parsed: argparse.Namespace) -> None:
     print("\n".join(_preset_lines()))
 
@@ -180,6 +186,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--to", required=True, metavar="FORMAT", help="format to write; docs/weights.md lists them")
     command.add_argument("--heads", type=int, help="attention heads per layer, where the source does not tell")
     command.add_argument("--epsilon", type=float, help="epsilon of the layer norms, where the source does not tell")
+
+    command = add("report", _report, "make a page of a finished or running run")
+    command.add_argument("folder", type=Path, help="folder of the run")
+    command.add_argument("--to", type=Path, metavar="FILE", help="HTML file to write (report.html in the folder)")
 
     add("presets", _presets, "list the presets")
     add("models", _models, "list the models of the literature with the settings that make them")

@@ -38,7 +38,7 @@ _PREFIXES = (
 
 
 def write_about(folder: Path, device: Device, pipeline: List[List[str]]) -> None:
-    """Write `about.json`; `pipeline` has a row for what each IPU holds."""
+    """Write `about.json`; `pipeline` has a row of headings, then one for what each IPU holds."""
     about: Dict[str, Any] = {"environment": environment(device), "pipeline": pipeline}
     with replacing(str(folder / ABOUT)) as file:
         file.write(json.dumps(about, indent=2).encode() + b"\n")

@@ -36,16 +36,17 @@ class Tracker:
         self._optimizer = settings.optimizer
         self._weights: Optional[Dict[str, Tensor]] = resumed.model if resumed else None
         # A finished run that is started again only repeats its last score.
-        self._finished = is_scored(folder.path, settings.schedule.updates)
+        self._finished = update == settings.schedule.updates and is_scored(folder.path, update)
         self._sinks: List[Sink] = [] if settings.tracking.wandb is None else [WandbRun(settings, folder.path)]
         self._sinks += [EventFile(folder.path / "tensorboard", update), FiguresFile(folder.path, update)]
         if settings.tracking.csv:
             self._sinks.append(CsvFile(folder.path, update))
-        pipeline = pipeline_rows(model, settings.pipeline.layers_per_ipu)
-        write_about(folder.path, device, pipeline)
+        columns, *rows = pipeline = [PIPELINE_COLUMNS, *pipeline_rows(model, settings.pipeline.layers_per_ipu)]
+        if not self._finished:
+            write_about(folder.path, device, pipeline)
         if not update:
             for sink in self._sinks:
-                sink.text("pipeline", _markdown([PIPELINE_COLUMNS, ["---"] * len(PIPELINE_COLUMNS), *pipeline]))
+                sink.text("pipeline", _markdown([columns, ["---"] * len(columns), *rows]))
 
     def host_step(self, step: HostStep) -> None:
         """The figures of one host call."""
