@@ -8,6 +8,7 @@ figures.jsonl, steps.csv, tensorboard/, about.json: see `ipu_vit.tracking`
 unreadable.txt     images that could not be read
 checkpoints/       see `ipu_vit.checkpoint`
 result.json        the final scores
+report.html        the page of it all, see `ipu_vit.page`
 predictions.png    validation images with their predictions
 """
 

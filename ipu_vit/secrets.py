@@ -8,7 +8,7 @@ from typing import Any
 
 HIDDEN = "***"
 
-_NAME = r"token|secret|passw|credential|signature|api_?key|access_?key|private_?key|auth"
+_NAME = r"token|secret|passw|credential|signature|api_?key|access_?key|private_?key|auth(?!or)"
 _NAMES = re.compile(_NAME, re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _PARAMETER = re.compile(rf"([?&;][^=&\s]*(?:{_NAME}|sig|key)[^=&\s]*=)[^&#\s]+", re.IGNORECASE)

@@ -111,9 +111,7 @@ class Trainer:
                 if self._is_due(self.settings.evaluation.every) and self.update < updates:
                     self.evaluate()
                 if self._is_due(self.settings.checkpoint.every) or self.update == updates:
-                    checkpoint = self.checkpoint()
-                    self.checkpoints.save(checkpoint)
-                    self.tracker.checkpoint(checkpoint)
+                    self.save()
 
     def host_steps(self) -> Iterator[HostStep]:
         """Run host batches until the schedule ends, yielding the figures of each."""
@@ -180,6 +178,12 @@ class Trainer:
             self.best_accuracy = score.top1
             self.checkpoints.save_best(checkpoint)
         return score
+
+    def save(self) -> None:
+        """Write a checkpoint to continue from."""
+        checkpoint = self.checkpoint()
+        self.checkpoints.save(checkpoint)
+        self.tracker.checkpoint(checkpoint)
 
     def checkpoint(self) -> Checkpoint:
         """The state of the run as of now; raises UserError if its weights are not finite."""

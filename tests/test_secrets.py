@@ -47,6 +47,11 @@ def test_values_of_the_environment(secret: str, around: str) -> None:
     assert hidden["a"][1:] == [3, None] and hidden["b"] is True
 
 
+def test_authors_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "flowers and trees")
+    assert without_secrets("/data/flowers and trees") == "/data/flowers and trees"
+
+
 def test_short_values_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTH", "main")
     assert without_secrets("domain") == "domain"

@@ -28,7 +28,7 @@ def health(
     weights = {name: tensor for name, tensor in checkpoint.model.items() if tensor.is_floating_point()}
     figures = {"weights": _norm(weights.values())}
     if before is not None:
-        figures["change"] = _norm(tensor.double() - before[name].double() for name, tensor in weights.items())
+        figures["change"] = _norm(tensor.float() - before[name].float() for name, tensor in weights.items())
     state = checkpoint.optimizer["ipu_state"]
     gradient = _gradient(state, optimizer, checkpoint.update)
     if gradient is not None:
@@ -47,7 +47,7 @@ def _gradient(state: Dict[str, Any], optimizer: OptimizerSettings, updates: int)
     if not kept:
         return None
     if optimizer.name == "rmsprop":
-        return math.sqrt(sum(float(tensor.double().sum()) for tensor in kept) / (1 - optimizer.alpha**updates))
+        return math.sqrt(sum(float(tensor.float().sum()) for tensor in kept) / (1 - optimizer.alpha**updates))
     if optimizer.name == "sgd":
         share = optimizer.momentum
         return _norm(kept) / optimizer.loss_scaling * (1 - share) / (1 - share**updates)
@@ -55,4 +55,4 @@ def _gradient(state: Dict[str, Any], optimizer: OptimizerSettings, updates: int)
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(float(torch.linalg.vector_norm(tensor.double())) ** 2 for tensor in tensors))
+    return math.sqrt(sum(float(torch.linalg.vector_norm(tensor.float())) ** 2 for tensor in tensors))
