@@ -9,6 +9,7 @@ usage() {
 $caller PRESET [key=value ...]    train; settings are changed by section.key=value, e.g. schedule.lr=0.01
 $caller evaluate SOURCE           score a run (runs/NAME) or weights on the validation images
 $caller predict SOURCE IMAGE ...  what a run or weights take images for
+$caller report runs/NAME          make a page of a run, finished or not
 $caller plan PRESET               what would sit on which IPU
 $caller convert FILE DST --to FORMAT  write weights in another format
 $caller pack SRC DST              put the images of a data set into a few large files
@@ -121,7 +122,7 @@ test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-train | evaluate | predict | plan | convert | pack | presets | models)
+train | evaluate | predict | report | plan | convert | pack | presets | models)
     prepare run
     exec "$venv/bin/python" -m ipu_vit "$@"
     ;;

@@ -123,6 +123,12 @@ def _pack(parsed: argparse.Namespace) -> None:
     )
 
 
+def _report(parsed: argparse.Namespace) -> None:
+    from ipu_vit.page.page import write_page
+
+    print(f"written to {write_page(parsed.folder, parsed.to)}")
+
+
 def _presets(parsed: argparse.Namespace) -> None:
     print("\n".join(_preset_lines()))
 
@@ -218,6 +224,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resize", type=int, metavar="N", help="shrink larger images to N pixels at the shorter side")
     command.add_argument("--quality", type=int, metavar="Q", help="JPEG quality of images that are shrunk (90)")
     command.add_argument("--decoded", type=int, metavar="N", help="shrink as --resize does, and store pixels")
+
+    command = add("report", _report, "make a page of a finished or running run")
+    command.add_argument("folder", type=Path, help="folder of the run")
+    command.add_argument("--to", type=Path, metavar="FILE", help="HTML file to write (report.html in the folder)")
 
     add("presets", _presets, "list the presets")
     add("models", _models, "list the models of the literature with the settings that make them")

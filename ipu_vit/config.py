@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from ipu_vit.errors import UserError
+from ipu_vit.secrets import without_secrets
 from ipu_vit.settings import Section, Settings, accepted_values
 from ipu_vit.shrink import shrunk
 
@@ -61,8 +62,13 @@ def settings_from(tree: Dict[str, Any], source: str, overrides: Sequence[str], n
 
 
 def save_settings(settings: Settings, path: Path) -> None:
-    """Write all settings to a file that `load_settings` reads back; a crash leaves the old file or the new one."""
-    text = yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
+    """Write all settings but secrets to a file that `load_settings` reads back.
+
+    A crash leaves the old file or the new one.
+    """
+    text = yaml.dump(
+        without_secrets(settings.model_dump(mode="json")), Dumper=_Dumper, sort_keys=False, default_flow_style=None
+    )
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)

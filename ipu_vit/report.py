@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +20,7 @@ from ipu_vit.data.samples import unreadable_files
 from ipu_vit.models.image_model import ImageModel
 from ipu_vit.parallel import contents_of_ipus
 from ipu_vit.run_folder import LineFile
+from ipu_vit.secrets import without_secrets
 from ipu_vit.settings import Settings
 
 
@@ -35,6 +36,18 @@ class HostStep(NamedTuple):
     images_per_second: float
     seconds: float
     waiting: float  # share of the time that was spent waiting for data
+
+    def figures(self) -> Dict[str, float]:
+        """Everything but how far it is, by name."""
+        return {
+            "epoch": self.epoch,
+            "lr": self.lr,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
+            "data_wait": self.waiting,
+        }
 
     @property
     def line(self) -> str:
@@ -58,7 +71,8 @@ class Report:
             self._log.close()
 
     def say(self, text: str) -> None:
-        """Print a line, and log it with the time."""
+        """Print a line, without the secrets in it, and log it with the time."""
+        text = without_secrets(text)
         self.console.print(self._printable(text), markup=False)
         self._write(text)
 
@@ -115,23 +129,29 @@ class Report:
                 self._log.add(f"{datetime.now().isoformat(sep=' ', timespec='milliseconds')} {line}")
 
 
-def show_plan(report: Report, settings: Settings, model: ImageModel, images: Optional[int] = None) -> None:
-    """The table of what sits on which IPU, and how a global batch is cut."""
-    plan, schedule = settings.pipeline.batch_plan(), settings.schedule
-    contents = contents_of_ipus(model, settings.pipeline.layers_per_ipu)
-    stages = len(contents)
-    rows = [
+PIPELINE_COLUMNS = ["IPU", "holds", "parameters", "weights", "micro batches in flight"]
+
+
+def pipeline_rows(model: ImageModel, layers_per_ipu: List[int]) -> List[List[str]]:
+    """What sits on which IPU, under `PIPELINE_COLUMNS`."""
+    contents = contents_of_ipus(model, layers_per_ipu)
+    return [
         [
             str(ipu.ipu),
             ipu.description,
             f"{ipu.parameters / 1e6:.2f} M",
             f"{ipu.weight_bytes / 2**20:.1f} MiB",
             # A stage keeps what its micro batches need until their backward pass comes by.
-            str(2 * (stages - 1 - ipu.ipu) + 1),
+            str(2 * (len(contents) - 1 - ipu.ipu) + 1),
         ]
         for ipu in contents
     ]
-    report.table("Pipeline", ["IPU", "holds", "parameters", "weights", "micro batches in flight"], rows)
+
+
+def show_plan(report: Report, settings: Settings, model: ImageModel, images: Optional[int] = None) -> None:
+    """The table of what sits on which IPU, and how a global batch is cut."""
+    plan, schedule = settings.pipeline.batch_plan(), settings.schedule
+    report.table("Pipeline", PIPELINE_COLUMNS, pipeline_rows(model, settings.pipeline.layers_per_ipu))
     text = (
         f"batch {plan.global_batch} = micro batch {plan.micro_batch} × accumulation {plan.accumulation} × replicas "
         f"{plan.replicas}; {schedule.updates:,} updates"

@@ -4,10 +4,12 @@ settings.yml       the resolved settings
 labels.json        the names of the classes
 train.log          what was printed
 losses.jsonl       one line per host step: update, loss, accuracy, lr
+figures.jsonl, steps.csv, tensorboard/, about.json: see `ipu_vit.tracking`
 unreadable.txt     images that could not be read
 checkpoints/       see `ipu_vit.checkpoint`
 result.json        the final scores
 run.lock           the process that writes here, see `ipu_vit.lock`
+report.html        the page of it all, see `ipu_vit.page`
 predictions.png    validation images with their predictions
 """
 
@@ -24,6 +26,7 @@ from ipu_vit.errors import UserError
 from ipu_vit.labels import write_labels
 from ipu_vit.layout import is_free
 from ipu_vit.lock import FolderLock
+from ipu_vit.secrets import without_secrets
 from ipu_vit.settings import Settings
 from ipu_vit.weights.atomic import replacing
 
@@ -42,6 +45,7 @@ _FREE = (
     "data.skip_unreadable",
     "evaluation",
     "checkpoint",
+    "tracking",
     "pipeline.available_memory_proportion",
     "pipeline.executable_cache",
     "pipeline.prefetch_depth",
@@ -137,8 +141,8 @@ class LineFile:
 class LossFile:
     """The losses of a run, one JSON object a line, without gaps or repeats however often it was stopped."""
 
-    def __init__(self, folder: Path, from_update: int) -> None:
-        path = folder / "losses.jsonl"
+    def __init__(self, folder: Path, from_update: int, name: str = "losses.jsonl") -> None:
+        path = folder / name
         kept = [line for update, line in _lines(path) if update <= from_update]
         with replacing(str(path)) as file:
             file.write("".join(kept).encode())
@@ -180,7 +184,7 @@ def _lines(path: Path) -> Iterator[Tuple[int, str]]:
 def _check_same_run(settings: Settings, saved: Path) -> None:
     """Refuse to continue a run under settings that would make it another one."""
     old = _flat(load_settings(str(saved), []).model_dump(mode="json"))
-    for name, value in _flat(settings.model_dump(mode="json")).items():
+    for name, value in _flat(without_secrets(settings.model_dump(mode="json"))).items():
         free = is_free(name, settings) or any(name == known or name.startswith(known + ".") for known in _FREE)
         if not free and old[name] != value:
             raise UserError(

@@ -34,6 +34,7 @@ from ipu_vit.scores import Score
 from ipu_vit.settings import Settings
 from ipu_vit.signals import Terminated, Termination
 from ipu_vit.steps import TrainingStep
+from ipu_vit.tracking.tracker import Tracker
 from ipu_vit.weights.writers import write_weights
 
 
@@ -44,7 +45,7 @@ def train(settings: Settings, device: Device) -> Optional[Score]:
     Raises UserError when data, weights or the output folder are not usable, or the loss diverges.
     """
     trainer = Trainer(settings, device)
-    with closing(trainer.folder), closing(trainer.report):
+    with closing(trainer.folder), closing(trainer.report), closing(trainer.tracker):
         try:
             with trainer.termination:
                 trainer.run()
@@ -90,6 +91,7 @@ class Trainer:
         self.average = WeightAverage(self.model.state_dict(), decay) if decay else None
         if self.resumed is not None:
             self._take_over(self.resumed)
+        self.tracker = Tracker(settings, self.folder, device, self.model, self.resumed)
         step = TrainingStep(self.model, settings).train()
         self.executor: Any = poptorch.trainingModel(step, self.options, self.optimizer)
         self.evaluator = Evaluator(settings, device, self.sources.validation, self.folder.unreadable)
@@ -124,17 +126,18 @@ class Trainer:
             for step in steps:
                 losses.add(update=self.update, loss=step.loss, accuracy=step.accuracy, lr=step.lr)
                 self.report.host_step(step)
+                self.tracker.host_step(step)
                 if self.average is not None and self._is_due(self.settings.averaging.every):
                     self.executor.copyWeightsToHost()
                     self.average.add(self.model.state_dict(), self.update)
                 if self._is_due(self.settings.evaluation.every) and self.update < updates:
                     self.evaluate()
                 if self._is_due(self.settings.checkpoint.every):
-                    self.checkpoints.save(self.checkpoint())
+                    self.save()
                 if self.termination.requested:
                     break
             if self.executor.isCompiled() and self.update not in self.checkpoints.updates():
-                self.checkpoints.save(self.checkpoint())
+                self.save()
 
     def host_steps(self) -> Generator[HostStep, None, None]:
         """Run host batches until the schedule ends, yielding the figures of each."""
@@ -206,10 +209,17 @@ class Trainer:
         if self.executor.isCompiled():
             self.executor.attachToDevice()
         self.report.say(f"After update {self.update}: {score}")
+        self.tracker.score(self.update, score)
         if self.best_accuracy is None or score.top1 > self.best_accuracy:
             self.best_accuracy = score.top1
             self.checkpoints.save_best(checkpoint)
         return score
+
+    def save(self) -> None:
+        """Write a checkpoint to continue from."""
+        checkpoint = self.checkpoint()
+        self.checkpoints.save(checkpoint)
+        self.tracker.checkpoint(checkpoint)
 
     def checkpoint(self) -> Checkpoint:
         """The state of the run as of now; raises UserError if it has diverged."""
@@ -266,6 +276,7 @@ class Trainer:
                 draw_predictions(
                     self.sources.validation, score.predictions, settings.evaluation.pictures, self.folder.pictures
                 )
+            self.tracker.predictions(self.update, self.folder.pictures.read_bytes())
             report.say(f"predictions drawn in {self.folder.pictures}")
         if settings.export is not None:
             precision = DTYPES[settings.export_precision]

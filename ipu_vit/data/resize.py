@@ -28,7 +28,7 @@ except ImportError:
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 LEAST = 16
-"""Sides in pixels, of image and square, below which Pillow resizes: the library crashes on some images that narrow."""
+"""Width in pixels, of image and square, below which Pillow resizes: the library crashes on some that are 2 and 3."""
 
 REACH = {"bilinear": 1, "bicubic": 2}
 """Pixels to either side that a filter looks at, of the image or, where the box is larger, of the square."""
@@ -40,7 +40,7 @@ def resized(image: np.ndarray, box: Box, size: int, interpolation: str, flip: bo
     The image is uint8, height × width × RGB; rows below the last of `rows_for` may be missing. If a fourth byte
     follows the three of every pixel in memory, as in `rgba[..., :3]`, nothing is copied.
     """
-    if library is not None and min(size, *image.shape[:2]) >= LEAST:
+    if library is not None and min(size, image.shape[1]) >= LEAST:
         return _FAST.resized(image, box, size, interpolation, flip)
     square = Image.fromarray(image).resize((size, size), RESAMPLING[interpolation], box=box)
     return channels_first(np.asarray(square)[:, ::-1] if flip else np.asarray(square))

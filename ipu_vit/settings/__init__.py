@@ -14,6 +14,7 @@ from ipu_vit.settings.optimisation import AveragingSettings, LossSettings, Optim
 from ipu_vit.settings.pipeline import PipelineSettings
 from ipu_vit.settings.run import CheckpointSettings, EvaluationSettings, Settings
 from ipu_vit.settings.section import Section, accepted_values
+from ipu_vit.settings.tracking import TrackingSettings
 
 __all__ = [
     "AugmentationSettings",
@@ -28,5 +29,6 @@ __all__ = [
     "ScheduleSettings",
     "Section",
     "Settings",
+    "TrackingSettings",
     "accepted_values",
 ]

@@ -14,6 +14,7 @@ from ipu_vit.settings.model import ModelSettings
 from ipu_vit.settings.optimisation import AveragingSettings, LossSettings, OptimizerSettings, ScheduleSettings
 from ipu_vit.settings.pipeline import PipelineSettings
 from ipu_vit.settings.section import Section
+from ipu_vit.settings.tracking import TrackingSettings
 
 
 class EvaluationSettings(Section):
@@ -71,6 +72,7 @@ class Settings(Section):
     averaging: AveragingSettings = AveragingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="before")
     @classmethod
