@@ -132,6 +132,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _encode(checkpoint: Checkpoint) -> bytes:
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in checkpoint.model.items()}
     state = {
+        _CHECKSUM: _NO_CHECKSUM,
         "update": checkpoint.update,
         "optimizer": _flatten(checkpoint.optimizer, "optimizer", tensors),
         "rng_state": checkpoint.rng_state,
@@ -139,13 +140,12 @@ def _encode(checkpoint: Checkpoint) -> bytes:
         "average": _flatten(checkpoint.average, "average", tensors),
         "layout": checkpoint.layout,
     }
-    return save(tensors, metadata={_STATE: json.dumps(state), _CHECKSUM: _NO_CHECKSUM})
+    return save(tensors, metadata={_STATE: json.dumps(state)})  # one entry, as several come in any order
 
 
 def _sealed(content: bytes) -> Tuple[memoryview, bytes, memoryview]:
     """A file's content with its checksum in place, in pieces as it may be large."""
-    start = content.index(f'"{_CHECKSUM}":"{_NO_CHECKSUM}"'.encode())  # quotes in the state are escaped in the header
-    start += len(f'"{_CHECKSUM}":"')
+    start = content.index(_NO_CHECKSUM.encode())  # the state begins with it
     whole = memoryview(content)
     return whole[:start], hashlib.sha256(content).hexdigest().encode(), whole[start + len(_NO_CHECKSUM) :]
 
@@ -158,16 +158,16 @@ def _verify(path: Path) -> None:
         if size > path.stat().st_size:
             raise ValueError("it has been cut off")
         header = file.read(size)
-        metadata = json.loads(header)["__metadata__"]
-        if set(metadata) == {_STATE}:
-            return  # of an earlier version, without a checksum
-        digest = hashlib.sha256(length + header.replace(metadata[_CHECKSUM].encode(), _NO_CHECKSUM.encode()))
+        state = json.loads(json.loads(header)["__metadata__"][_STATE])
+        if not {_CHECKSUM, "layout"} & set(state):
+            return  # of an earlier version, which had neither
+        digest = hashlib.sha256(length + header.replace(state[_CHECKSUM].encode(), _NO_CHECKSUM.encode()))
         while True:
             piece = file.read(_PIECE)
             if not piece:
                 break
             digest.update(piece)
-    if digest.hexdigest() != metadata[_CHECKSUM]:
+    if digest.hexdigest() != state[_CHECKSUM]:
         raise ValueError("its checksum is not that of its content")
 
 

@@ -15,6 +15,7 @@ import pytest
 from test_resume import RANDOM_RUN, UPDATES, assert_same_end
 from tiny_runs import command, losses, run, tiny_preset
 
+from ipu_vit.__main__ import main
 from ipu_vit.checkpoint import Checkpoints
 from ipu_vit.signals import Terminated, Termination
 
@@ -88,15 +89,14 @@ def test_resumed_run_is_the_same_to_the_last_bit(preset: Path, uninterrupted: Pa
     assert first.returncode == 0, first.stderr
     assert f"ended by SIGTERM; the checkpoint of update {kept} is kept" in first.stdout
     assert Checkpoints(folder / "checkpoints", keep=20).updates()[-1] == kept
-    second = run(arguments)
-    assert second.returncode == 0, second.stderr
+    assert main(arguments[3:]) == 0
     assert_same_end(folder, uninterrupted)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     preset = tiny_preset(tmp_path_factory.mktemp("tiny"))
-    assert run(command(preset, *RANDOM_RUN)).returncode == 0
+    assert main(["train", str(preset), *RANDOM_RUN]) == 0
     return preset.parent / "run"
 
 
