@@ -88,12 +88,10 @@ def tensors(value: Any, name: str = "") -> Dict[str, torch.Tensor]:
 
 
 def distance(ours: Dict[str, torch.Tensor], theirs: Dict[str, torch.Tensor]) -> float:
-    """The largest difference, relative to the largest number of the tensor it is in."""
+    """The difference of all tensors laid end to end, as a share of their length."""
     assert ours.keys() == theirs.keys() and ours
-    return max(
-        float((ours[name].double() - right.double()).abs().max() / right.double().abs().max().clamp(min=1e-30))
-        for name, right in theirs.items()
-    )
+    right = torch.cat([tensor.double().flatten() for tensor in theirs.values()])
+    return float((torch.cat([ours[name].double().flatten() for name in theirs]) - right).norm() / right.norm())
 
 
 Kept = Tuple[Path, List[str], Checkpoint]

@@ -80,7 +80,7 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment, kept", [
-    ("LossFile add 3", 3), ("Evaluator score 1", 4), ("Checkpoints save 2", 4), ("Evaluator score 3", UPDATES),
+    ("LossFile add 5", 3), ("Evaluator score 1", 4), ("Checkpoints save 2", 4), ("Evaluator score 3", UPDATES),
 ])  # fmt: skip
 def test_resumed_run_is_the_same_to_the_last_bit(preset: Path, uninterrupted: Path, moment: str, kept: int) -> None:
     folder = preset.parent / "run"

@@ -26,7 +26,7 @@ def training_loader(
     settings: Settings, options: Any, source: Source, first_update: int, unreadable_log: Optional[Path] = None
 ) -> Any:
     """Host batches of (uint8 images, labels), and mixing if it is on, from a weight update on to the end of the run."""
-    data, pipeline = settings.data, settings.pipeline
+    pipeline = settings.pipeline
     samples = TrainingSamples(
         source,
         training_transform(settings),
@@ -39,37 +39,41 @@ def training_loader(
         mixing=build_mixing(settings.augmentation, settings.model.image_size),
         unreadable_log=unreadable_log,
     )
-    return _loader(options, samples, pipeline.micro_batch, data.workers, settings.model.image_size)
+    per_call = pipeline.batch_plan().host_batch // pipeline.micro_batch
+    return _loader(options, samples, pipeline.micro_batch, per_call, settings)
 
 
 def evaluation_loader(settings: Settings, options: Any, source: Source, unreadable_log: Optional[Path] = None) -> Any:
     """Host batches that hold every image once and end in padding with label −1."""
-    data, micro_batch = settings.data, settings.evaluation.micro_batch
+    micro_batch = settings.evaluation.micro_batch
+    per_call = options.device_iterations * options.replication_factor
     samples = EvaluationSamples(
         source,
         evaluation_transform(settings),
         image_size=settings.model.image_size,
-        pad_to=micro_batch * options.device_iterations * options.replication_factor,
-        skip_unreadable=data.skip_unreadable,
+        pad_to=micro_batch * per_call,
+        skip_unreadable=settings.data.skip_unreadable,
         unreadable_log=unreadable_log,
     )
-    return _loader(options, samples, micro_batch, data.workers, settings.model.image_size)
+    return _loader(options, samples, micro_batch, per_call, settings)
 
 
-def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, workers: int, image_size: int) -> Any:
-    """PopTorch's loader: in this process without workers, else ahead of it in others."""
-    workers = min(workers, _cores())  # more of them take memory and give nothing
+def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, per_call: int, settings: Settings) -> Any:
+    """PopTorch's loader: in this process without workers, else ahead of it in others.
+
+    `per_call` micro batches are handed over in a call of the device.
+    """
+    workers = min(settings.data.workers, _cores())  # more of them take memory and give nothing
     if workers == 0:
         return poptorch.DataLoader(options, samples, batch_size=micro_batch)
-    micro_batches = options.device_iterations * options.replication_factor * options.Training.gradient_accumulation
-    most = _shared_memory() // (3 * workers) // (3 * image_size**2 * micro_batch)
+    most = _shared_memory() // (3 * workers) // (3 * settings.model.image_size**2 * micro_batch)
     return poptorch.DataLoader(
         options,
         samples,
         batch_size=micro_batch,
         num_workers=workers,
         mode=poptorch.DataLoaderMode.AsyncRebatched,
-        rebatched_worker_size=micro_batch * max(1, min(PIECE, micro_batches, most)),
+        rebatched_worker_size=micro_batch * max(1, min(PIECE, per_call, most)),
         worker_init_fn=worker_init,
         async_options={"early_preload": True, "load_indefinitely": False},
     )

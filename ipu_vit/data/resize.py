@@ -80,9 +80,9 @@ class FastResizer(threading.local):
         if len(self._square) != size:
             self._set_size(size)
         source, left, top = _source(image, box, size, interpolation)
-        options = library.RustResizeOptions().set_resize_alg(CONVOLUTION, FILTERS[interpolation], 0)
-        options = options.set_crop_box(box[0] - left, box[1] - top, box[2] - box[0], box[3] - box[1])
-        self._resizer.resize_pil(library.PilImageWrapper(source), self._target, options.set_use_alpha(False))
+        way = library.RustResizeOptions().set_resize_alg(CONVOLUTION, FILTERS[interpolation], 0)
+        way = way.set_crop_box(box[0] - left, box[1] - top, box[2] - box[0], box[3] - box[1]).set_use_alpha(False)
+        self._resizer.resize_pil(library.PilImageWrapper(source), self._target, way)
         return _planes(self._square, flip)
 
 
