@@ -11,6 +11,7 @@ $caller evaluate SOURCE           score a run (runs/NAME) or weights on the vali
 $caller predict SOURCE IMAGE ...  what a run or weights take images for
 $caller report runs/NAME          make a page of a run, finished or not
 $caller plan PRESET               what would sit on which IPU
+$caller inspect-data PRESET       draw what the model will see, and time the loader
 $caller convert FILE DST --to FORMAT  write weights in another format
 $caller pack SRC DST              put the images of a data set into a few large files
 $caller presets | models          list them
@@ -122,7 +123,7 @@ test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-train | evaluate | predict | report | plan | convert | pack | presets | models)
+train | evaluate | predict | report | plan | inspect-data | convert | pack | presets | models)
     prepare run
     exec "$venv/bin/python" -m ipu_vit "$@"
     ;;

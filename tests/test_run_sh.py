@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Dict, List
 
 import pytest
 
+from ipu_vit.__main__ import _parser
 from ipu_vit.config import list_presets
 
 ROOT = Path(__file__).parent.parent
@@ -122,6 +124,15 @@ def test_tests_have_requirements_of_their_own(ready: Checkout) -> None:
     assert ready.calls()[-1] == "python -m pytest -k one thing"
     ready.run("test")
     assert ready.calls() == ["python -m pytest"]
+
+
+def test_every_command_of_the_package_is_one_of_run_sh() -> None:
+    listed = re.search(r"commands:\n(.*?)\n\n", _parser().format_help(), re.DOTALL)
+    assert listed is not None
+    commands = re.findall(r"^    ([\w-]+)", listed[1], re.MULTILINE)
+    assert len(commands) > 9
+    passed_on = re.search(r"^(train \|.*)\)$", (ROOT / "run.sh").read_text(), re.MULTILINE)
+    assert passed_on is not None and set(passed_on[1].split(" | ")) == set(commands)
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "plan"])
