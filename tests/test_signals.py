@@ -61,10 +61,10 @@ import ipu_vit.emulator
 ipu_vit.emulator.install()
 from ipu_vit.checkpoint import Checkpoints
 from ipu_vit.evaluate import Evaluator
-from ipu_vit.run_folder import LossFile
+from ipu_vit.report import Report
 
 owner, name, count = sys.argv[1].split()
-owner = {"LossFile": LossFile, "Evaluator": Evaluator, "Checkpoints": Checkpoints}[owner]
+owner = {"Report": Report, "Evaluator": Evaluator, "Checkpoints": Checkpoints}[owner]
 whole, calls = getattr(owner, name), []
 
 def warned(*arguments, **options):
@@ -80,7 +80,7 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment, kept", [
-    ("LossFile add 5", 3), ("Evaluator score 1", 4), ("Checkpoints save 2", 4), ("Evaluator score 3", UPDATES),
+    ("Report host_step 3", 3), ("Evaluator score 1", 4), ("Checkpoints save 2", 4), ("Evaluator score 3", UPDATES),
 ])  # fmt: skip
 def test_resumed_run_is_the_same_to_the_last_bit(preset: Path, uninterrupted: Path, moment: str, kept: int) -> None:
     folder = preset.parent / "run"
@@ -104,7 +104,7 @@ def test_second_sigterm_ends_at_once(preset: Path) -> None:
     hanging = WARNED.replace("return whole", "signal.pause() if len(calls) == int(count) else 0; return whole")
     (preset.parent / "hanging.py").write_text(hanging.replace("signal.SIGTERM)", "signal.SIGTERM); print('first')"))
     with subprocess.Popen(
-        [sys.executable, "-u", str(preset.parent / "hanging.py"), "LossFile add 2", "train", str(preset)],
+        [sys.executable, "-u", str(preset.parent / "hanging.py"), "Report host_step 2", "train", str(preset)],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
