@@ -47,11 +47,6 @@ def decode(path: Union[str, os.PathLike[str]]) -> np.ndarray:
     return open_image(path).pixels()
 
 
-def decode_bytes(data: bytes, name: str) -> np.ndarray:
-    """What `decode` makes of a file with this content; `name` is for the message of UnreadableImage."""
-    return EncodedImage(data, name).pixels()
-
-
 def open_image(path: Union[str, os.PathLike[str]]) -> EncodedImage:
     """Read an image file, to be decoded as far as it is needed; raises UnreadableImage, as does decoding it."""
     name = os.fspath(path)

@@ -68,10 +68,9 @@ class ModelSettings(Section):
                 f"model.resnet_depths={self.resnet_depths} has a stage without units; use 1 or more for each"
             )
         if self.resnet_width % 32:
-            near = sorted({max(self.resnet_width // 32 * 32, 32), self.resnet_width // 32 * 32 + 32})
             raise ValueError(
                 f"model.resnet_width={self.resnet_width} does not divide by the 32 groups of its norms; "
-                f"nearest widths that do: {' and '.join(map(str, near))}"
+                f"nearest widths that do: {_multiples_near(self.resnet_width, 32)}"
             )
         return self
 
@@ -106,10 +105,9 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _positions_have_four_parts(self) -> ModelSettings:
         if self.fixed_positions and self.width % 4:
-            near = sorted({max(self.width // 4 * 4, 4), self.width // 4 * 4 + 4})
             raise ValueError(
                 f"model.width={self.width} does not divide by the 4 parts of model.fixed_positions=true; "
-                f"nearest widths that do: {' and '.join(map(str, near))}"
+                f"nearest widths that do: {_multiples_near(self.width, 4)}"
             )
         return self
 
@@ -117,14 +115,12 @@ class ModelSettings(Section):
     def _sizes_divide(self) -> ModelSettings:
         pixels = self.patch_size * pixels_per_feature(self.resnet_depths)
         if self.image_size % pixels:
-            lower = self.image_size // pixels * pixels
-            near = [size for size in (lower, lower + pixels) if size]
             divisor = f"model.patch_size={self.patch_size}"
             if self.kind == "hybrid":
                 divisor += f" times the {pixels // self.patch_size} pixels of a ResNet's feature"
             raise ValueError(
                 f"model.image_size={self.image_size} does not divide by {divisor}; "
-                f"nearest sizes that do: {' and '.join(map(str, near))}"
+                f"nearest sizes that do: {_multiples_near(self.image_size, pixels)}"
             )
         if self.kind != "mixer" and self.width % self.heads:
             fitting = [heads for heads in range(1, self.width + 1) if self.width % heads == 0]
@@ -141,6 +137,12 @@ def pixels_per_feature(resnet_depths: Optional[List[int]]) -> int:
     if resnet_depths is None:
         return 1
     return 4 * 2 ** max(len(resnet_depths) - 1, 0)
+
+
+def _multiples_near(value: int, step: int) -> str:
+    """The multiples of `step` on either side of a value, in words; 0 is none."""
+    lower = value // step * step
+    return " and ".join(str(multiple) for multiple in (lower, lower + step) if multiple)
 
 
 def _as_typed(value: object) -> str:
