@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ipu_vit.emulator import handlers, losses
 from ipu_vit.emulator.errors import Error
+from ipu_vit.emulator.gelu import TanhGelu
 from ipu_vit.emulator.log import log_once
 from ipu_vit.emulator.random import DeviceRandom
 from ipu_vit.emulator.tape import is_fake, opaque
@@ -85,7 +86,7 @@ def _is_on_device(tensor: Any) -> bool:
 @opaque
 def _tanh_gelu(input: Tensor, approximate: str = "none") -> Tensor:
     # Both forms lower to the same device operator (rule 6.9).
-    return F.gelu(input, approximate="tanh")
+    return F.gelu(input, approximate="tanh") if is_fake(input) else TanhGelu.apply(input)
 
 
 def _attention(
