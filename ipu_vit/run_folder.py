@@ -183,21 +183,11 @@ def _lines(path: Path) -> Iterator[Tuple[int, str]]:
 
 def _check_same_run(settings: Settings, saved: Path) -> None:
     """Refuse to continue a run under settings that would make it another one."""
-    old = _flat(load_settings(str(saved), []).model_dump(mode="json"))
-    for name, value in _flat(without_secrets(settings.model_dump(mode="json"))).items():
+    old = load_settings(str(saved), []).flat()
+    for name, value in without_secrets(settings.flat()).items():
         free = is_free(name, settings) or any(name == known or name.startswith(known + ".") for known in _FREE)
         if not free and old[name] != value:
             raise UserError(
                 f"output={settings.output} holds a run with {name}={old[name]}, not {value}: keep the old value to "
                 "continue it, choose another output, or start over with fresh=true (the old run is put aside)"
             )
-
-
-def _flat(table: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
-    flat: Dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
