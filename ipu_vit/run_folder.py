@@ -1,9 +1,8 @@
-"""The folder of a run: its settings, its log, its losses, its checkpoints.
+"""The folder of a run: its settings, its log, its figures, its checkpoints.
 
 settings.yml       the resolved settings
 labels.json        the names of the classes
 train.log          what was printed
-losses.jsonl       one line per host step: update, loss, accuracy, lr
 figures.jsonl, steps.csv, tensorboard/, about.json: see `ipu_vit.tracking`
 unreadable.txt     images that could not be read
 checkpoints/       see `ipu_vit.checkpoint`
@@ -19,7 +18,7 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence
 
 from ipu_vit.config import load_settings, save_settings
 from ipu_vit.errors import UserError
@@ -138,23 +137,6 @@ class LineFile:
         self._file.close()
 
 
-class LossFile:
-    """The losses of a run, one JSON object a line, without gaps or repeats however often it was stopped."""
-
-    def __init__(self, folder: Path, from_update: int, name: str = "losses.jsonl") -> None:
-        path = folder / name
-        kept = [line for update, line in _lines(path) if update <= from_update]
-        with replacing(str(path)) as file:
-            file.write("".join(kept).encode())
-        self._file = LineFile(path)
-
-    def add(self, **values: Any) -> None:
-        self._file.add(json.dumps(values))
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def make_folder(path: Path, setting: str) -> None:
     """Make a folder and its parents; raises UserError naming the setting."""
     try:
@@ -170,15 +152,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _lines(path: Path) -> Iterator[Tuple[int, str]]:
-    if path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            try:
-                yield json.loads(line)["update"], line
-            except ValueError:  # the last line, cut off by a kill
-                return
 
 
 def _check_same_run(settings: Settings, saved: Path) -> None:

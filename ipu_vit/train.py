@@ -28,7 +28,7 @@ from ipu_vit.options import training_options
 from ipu_vit.parallel import place
 from ipu_vit.pictures import draw_predictions
 from ipu_vit.report import HostStep, Report, show_plan, show_unreadable
-from ipu_vit.run_folder import LossFile, RunFolder, make_folder, writing
+from ipu_vit.run_folder import RunFolder, make_folder, writing
 from ipu_vit.schedules import learning_rate
 from ipu_vit.scores import Score
 from ipu_vit.settings import Settings
@@ -120,11 +120,10 @@ class Trainer:
     def run(self) -> None:
         """All weight updates that are left; SIGTERM ends it after a host step, all saved."""
         updates = self.settings.schedule.updates
-        with self.termination.deferred(), closing(self.host_steps()) as steps, closing(
-            LossFile(self.folder.path, self.update)
-        ) as losses, self.report.progress("training", updates, self.update):
+        with self.termination.deferred(), closing(self.host_steps()) as steps, self.report.progress(
+            "training", updates, self.update
+        ):
             for step in steps:
-                losses.add(update=self.update, loss=step.loss, accuracy=step.accuracy, lr=step.lr)
                 self.report.host_step(step)
                 self.tracker.host_step(step)
                 if self.average is not None and self._is_due(self.settings.averaging.every):
