@@ -40,8 +40,8 @@ def check_alike(processes: Processes, facts: Mapping[str, Any]) -> None:
         for name, value in first.items():
             if other.get(name) != value:
                 raise UserError(
-                    f"process {rank} of {processes.size} has {name}={other.get(name)}, but process 0 has {value}: start "
-                    "all processes with the same command, code and packages"
+                    f"process {rank} of {processes.size} has {name}={other.get(name)}, but process 0 has {value}: "
+                    "start all processes with the same command, code and packages"
                 )
 
 
@@ -50,7 +50,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, tensor in tensors.items():
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        total.update(memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()))
     return total.hexdigest()
 
 

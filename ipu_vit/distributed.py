@@ -25,6 +25,8 @@ from ipu_vit.errors import ToldElsewhere, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ipu_vit.settings import PipelineSettings
+
 _NUMBERS = 8  # that a state has room for
 _PIECE = 2**30  # bytes of one broadcast
 
@@ -69,6 +71,16 @@ class Processes:
     def fail(self) -> bool:
         """Tell the others that this process cannot go on; whether it is the one that should say why."""
         return True
+
+    def replicas_of_each(self, pipeline: PipelineSettings) -> int:
+        """How many replicas each process runs; raises UserError, naming what fits, if the settings' number does not."""
+        total = None if self.replicas is None else self.replicas * self.size
+        if total not in (None, pipeline.replicas):
+            raise UserError(
+                f"pipeline.replicas={pipeline.replicas}, but poprun has started {self.size} instances for {total} "
+                f"replicas: write pipeline.replicas={total}, or poprun --num-replicas {pipeline.replicas}"
+            )
+        return pipeline.replicas_of_each(self.size)
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:

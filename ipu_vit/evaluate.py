@@ -82,9 +82,7 @@ class Evaluator:
         return score_of(every[:, 1:], every[:, 0], self._real)
 
 
-def evaluate(
-    settings: Settings, device: Device, scores: Optional[Path] = None, processes: Processes = ALONE
-) -> Score:
+def evaluate(settings: Settings, device: Device, scores: Optional[Path] = None, processes: Processes = ALONE) -> Score:
     """The `evaluate` command: score the weights that the settings name, and write a JSON file of it if asked to."""
     report = Report() if processes.is_first else Report.silent()
     check_program(processes, settings, device)

@@ -44,8 +44,10 @@ def changes(settings: Settings, before: Optional[Dict[str, Any]], processes: int
     """
     now, before = layout_of(settings, processes), {_PROCESSES: 1, **(before or {})}
     differing = {name: old for name, old in before.items() if now[name] != old}
-    return [_WORDS.get(name, f"pipeline.{name}={{}} in place of {{}}").format(now[name], old)
-            for name, old in differing.items()]
+    return [
+        _WORDS.get(name, f"pipeline.{name}={{}} in place of {{}}").format(now[name], old)
+        for name, old in differing.items()
+    ]
 
 
 def check_updates_left(settings: Settings, update: int) -> None:

@@ -113,13 +113,14 @@ class PipelineSettings(Section):
         most = powers_of_two(MOST_IPUS // self.ipus)
         fitting = [processes * number for number in most if self._splits_with(processes * number)]
         near = sorted(sorted(fitting, key=lambda number: abs(number - self.replicas))[:3])
-        others = [self.replicas // number for number in most if self.replicas % number == 0]
+        others = sorted(self.replicas // number for number in most if self.replicas % number == 0)
+        hints = [
+            f"write pipeline.replicas={' or '.join(map(str, near))}" if near else "",
+            f"start {' or '.join(map(str, others))} processes" if others else "",
+        ]
         raise UserError(
-            f"pipeline.replicas={self.replicas} of {self.ipus} IPUs cannot be shared by {processes} "
-            f"process{'es' if processes > 1 else ''}, of which each must have as many, and 1, 2, 4, ... {MOST_IPUS} IPUs; "
-            + (f"with them, write pipeline.replicas={' or '.join(map(str, near))}" if near else "")
-            + ("; " if near and others else "")
-            + (f"with these replicas, start {' or '.join(map(str, sorted(others)))} processes" if others else "")
+            f"pipeline.replicas={self.replicas} of {self.ipus} IPUs cannot be shared by {processes} processes, each of "
+            f"which must have as many, on 1, 2, 4, ... {MOST_IPUS} IPUs; {', or '.join(filter(None, hints))}"
         )
 
     def batch_plan(self) -> BatchPlan:
