@@ -50,7 +50,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, tensor in tensors.items():
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()))
+        total.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
