@@ -45,6 +45,6 @@ def run_jobs(count: int, folder: Path, jobs: Sequence[Dict[str, Any]]) -> List[L
     """
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    launch(count, str(HERE / "run_jobs.py"), str(folder))
+    launch(count, "-m", "ipu_vit.emulator", str(HERE / "run_jobs.py"), str(folder))
     results = [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(count)]
     return [[Ended(*result[number]) for result in results] for number in range(len(jobs))]

@@ -10,10 +10,6 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import ipu_vit.emulator
-
-ipu_vit.emulator.install()
-
 from ipu_vit import agreement
 from ipu_vit.__main__ import main
 

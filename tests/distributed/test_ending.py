@@ -7,14 +7,15 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Dict, List
 
-import psutil
 import pytest
 from launching import ENVIRONMENT, horovodrun
 from tiny_runs import losses, tiny_preset
 
 from ipu_vit.checkpoint import Checkpoints
+
+psutil = pytest.importorskip("psutil")  # which comes with Horovod
 
 LONG = ["schedule.updates=100000", "pipeline.replicas=2", "pipeline.global_batch=4", "data.workers=1"]
 
@@ -38,7 +39,7 @@ def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     return process
 
 
-def all_of(launcher: subprocess.Popen[str]) -> Dict[int, psutil.Process]:
+def all_of(launcher: subprocess.Popen[str]) -> Dict[int, Any]:
     """The two processes of the run, by their number."""
     found = {}
     for process in psutil.Process(launcher.pid).children(recursive=True):
@@ -48,7 +49,7 @@ def all_of(launcher: subprocess.Popen[str]) -> Dict[int, psutil.Process]:
     return found
 
 
-def family(launcher: subprocess.Popen[str]) -> List[psutil.Process]:
+def family(launcher: subprocess.Popen[str]) -> List[Any]:
     return psutil.Process(launcher.pid).children(recursive=True)
 
 
@@ -72,7 +73,7 @@ def test_a_killed_process_ends_all(folder: Path, rank: int) -> None:
     before = family(launcher)
     all_of(launcher)[rank].kill()
     began = time.monotonic()
-    out, err = launcher.communicate(timeout=60)
-    gone, alive = psutil.wait_procs(before, timeout=30)
+    _, err = launcher.communicate(timeout=60)
+    _, alive = psutil.wait_procs(before, timeout=30)
     assert launcher.returncode != 0 and not alive and time.monotonic() - began < 30
     assert "another process has ended; the checkpoint of update" in err and "Traceback" not in err, err

@@ -23,7 +23,7 @@ def saved(folder: Path, processes: int) -> Weights:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Dict[int, Weights]:
-    """What 3 processes with a replica each, and one with 3, have trained; each process compares itself with the first."""
+    """What 3 processes with a replica each have trained, and one with 3."""
     folder = tmp_path_factory.mktemp("programs")
     return {processes: saved(folder, processes) for processes in (1, 3)}
 
