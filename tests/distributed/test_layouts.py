@@ -21,14 +21,14 @@ from ipu_vit.checkpoint import Checkpoint, Checkpoints
 from ipu_vit.tracking.files import read_figures
 
 UPDATES = 20
-PLAIN = ["precision=float32", "optimizer.accumulator_type=float32", "optimizer.velocity_type=float32",
-         "pipeline.partials=float32", "schedule.updates=20", "schedule.warmup=2", "checkpoint.every=5",
+SGD = ["optimizer.velocity_type=float32"]
+PLAIN = ["precision=float32", "optimizer.accumulator_type=float32", "pipeline.partials=float32", "schedule.updates=20", "schedule.warmup=2", "checkpoint.every=5",
          "checkpoint.keep=9", "pipeline.replicas=4"]  # fmt: skip
 
 CASES = {
-    "no accumulation": [*PLAIN, "pipeline.global_batch=8", "model.attention_dropout=0.1"],
+    "no accumulation": [*PLAIN, *SGD, "pipeline.global_batch=8", "model.attention_dropout=0.1"],
     "accumulation": [
-        *PLAIN, "pipeline.global_batch=24", "pipeline.device_iterations=2", "augmentation.mixup=0.3",
+        *PLAIN, *SGD, "pipeline.global_batch=24", "pipeline.device_iterations=2", "augmentation.mixup=0.3",
         "augmentation.repeats=2", "averaging.decay=0.9", "averaging.every=2", "data.workers=1", "evaluation.every=10",
     ],
     "sharding": [
@@ -38,11 +38,11 @@ CASES = {
     ],
     "halves": [
         "precision=float16", "schedule.updates=20", "pipeline.replicas=4", "pipeline.global_batch=16",
-        "optimizer.automatic_loss_scaling=true", "optimizer.loss_scaling=16", "pipeline.stochastic_rounding=true",
+        "optimizer.loss_scaling=16", "pipeline.stochastic_rounding=true",
     ],
 }  # fmt: skip
 TOLERANCE = {"halves": 5e-3}
-ELASTIC = [*PLAIN, "pipeline.global_batch=8", "model.dropout=0"]
+ELASTIC = [*PLAIN, *SGD, "pipeline.global_batch=8", "model.dropout=0"]
 
 
 def tensors(value: Any, name: str = "") -> Dict[str, torch.Tensor]:
