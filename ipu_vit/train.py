@@ -138,8 +138,6 @@ class Trainer:
                     self.evaluate()
                 if self._is_due(self.settings.checkpoint.every):
                     self.save()
-                if self.termination.agreed():
-                    break
             if self.executor.isCompiled() and self.saved != self.update:
                 self.save()
 

@@ -116,7 +116,7 @@ class PipelineSettings(Section):
         others = sorted(self.replicas // number for number in most if self.replicas % number == 0)
         hints = [
             f"write pipeline.replicas={' or '.join(map(str, near))}" if near else "",
-            f"start {' or '.join(map(str, others))} processes" if others else "",
+            f"start {' or '.join(map(str, others))} process{'es' if others != [1] else ''}" if others else "",
         ]
         raise UserError(
             f"pipeline.replicas={self.replicas} of {self.ipus} IPUs cannot be shared by {processes} processes, each of "

@@ -22,8 +22,11 @@ from ipu_vit.tracking.files import read_figures
 
 UPDATES = 20
 SGD = ["optimizer.velocity_type=float32"]
-PLAIN = ["precision=float32", "optimizer.accumulator_type=float32", "pipeline.partials=float32", "schedule.updates=20", "schedule.warmup=2", "checkpoint.every=5",
-         "checkpoint.keep=9", "pipeline.replicas=4"]  # fmt: skip
+PLAIN = [
+    "precision=float32", "optimizer.accumulator_type=float32", "pipeline.partials=float32", "schedule.updates=20",
+    "schedule.warmup=2", "checkpoint.every=5", "checkpoint.keep=9", "pipeline.replicas=4",
+]  # fmt: skip
+
 
 CASES = {
     "no accumulation": [*PLAIN, *SGD, "pipeline.global_batch=8", "model.attention_dropout=0.1"],
