@@ -140,6 +140,7 @@ class Trainer:
                     self.save()
             if self.executor.isCompiled() and self.saved != self.update:
                 self.save()
+            gather_unreadable(self.processes, self.record.unreadable)
 
     def host_steps(self) -> Generator[HostStep, None, None]:
         """Run host batches until the schedule ends, yielding the figures of each."""

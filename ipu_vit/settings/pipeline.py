@@ -119,8 +119,9 @@ class PipelineSettings(Section):
             f"start {' or '.join(map(str, others))} process{'es' if others != [1] else ''}" if others else "",
         ]
         raise UserError(
-            f"pipeline.replicas={self.replicas} of {self.ipus} IPUs cannot be shared by {processes} processes, each of "
-            f"which must have as many, on 1, 2, 4, ... {MOST_IPUS} IPUs; {', or '.join(filter(None, hints))}"
+            f"pipeline.replicas={self.replicas} of {self.ipus} IPUs do not go into {processes} "
+            f"process{'es' if processes > 1 else ''}: each must have as many, on 1, 2, 4, ... {MOST_IPUS} IPUs; "
+            f"{', or '.join(filter(None, hints))}"
         )
 
     def batch_plan(self) -> BatchPlan:

@@ -14,7 +14,7 @@ from typing import Any, Dict, List
 import pytest
 import torch
 from launching import Ended, run_jobs
-from tiny_runs import tiny_preset
+from tiny_runs import contents, tiny_preset
 
 from ipu_vit.__main__ import main
 from ipu_vit.checkpoint import Checkpoint, Checkpoints
@@ -97,6 +97,10 @@ class Runs:
         self.several(2)
         cut(self.own / "elastic", 10)
         self.several(4)
+        shutil.copytree(self.own / "no accumulation 2", self.own / "resumed")
+        cut(self.own / "resumed", 10)
+        again = [self.train(*CASES["no accumulation"], f"output={output}") for output in ("resumed", "again")]
+        run_jobs(2, folder, [{"arguments": arguments} for arguments in again])
 
     def train(self, *overrides: str) -> List[str]:
         return ["train", str(self.preset), *overrides]
@@ -141,6 +145,15 @@ def test_a_run_goes_on_in_any_layout(runs: Runs) -> None:
     assert "with 2 processes in place of 1: the same run within rounding" in log
     assert "with 4 processes in place of 2: the same run within rounding" in log
     assert [line["update"] for line in read_figures(runs.own / "elastic") if "train/loss" in line] == list(range(1, 21))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resumed", "again"])
+def test_in_the_same_layout_it_is_the_same_to_the_last_bit(runs: Runs, name: str) -> None:
+    """With dropout, and continued after half of the updates."""
+    before, after = (contents(runs.own / folder / "checkpoints") for folder in ("no accumulation 2", name))
+    last = "update-00000020.safetensors"
+    assert before[last] == after[last]
 
 
 @pytest.mark.slow
