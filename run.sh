@@ -15,6 +15,7 @@ $caller inspect-data PRESET       draw what the model will see, and time the loa
 $caller convert FILE DST --to FORMAT  write weights in another format
 $caller pack SRC DST              put the images of a data set into a few large files
 $caller presets | models          list them
+$caller install-horovod           build Horovod, which training over several processes needs
 $caller test [pytest options]     run the tests
 
 Presets:
@@ -122,6 +123,15 @@ case ${1:-} in
 test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
+    ;;
+install-horovod)
+    prepare run
+    if "$venv/bin/python" -c 'import horovod.torch' 2>/dev/null; then
+        echo "run.sh: $venv has a Horovod that fits its torch already" >&2
+        exit
+    fi
+    install requirements-horovod.txt
+    exec scripts/install_horovod.sh "$venv"
     ;;
 train | evaluate | predict | report | plan | inspect-data | convert | pack | presets | models)
     prepare run
