@@ -29,7 +29,7 @@ log=$venv/horovod.log
 
 torchs_standard() { # the newest C++ standard that torch's builder of extensions names, such as 17
     local builder
-    builder=$("$python" -c 'import torch.utils.cpp_extension as it; print(it.__file__)') || return
+    builder=$("$python" -c 'import torch.utils.cpp_extension as it; print(it.__file__)' 2>/dev/null) || return
     sed -n 's/.*-std=c++\([0-9][0-9]\).*/\1/p' "$builder" | sort -n | tail -n 1
 }
 
