@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, List, Optional
 
 from ipu_vit.config import list_presets, load_settings
-from ipu_vit.errors import UserError
+from ipu_vit.distributed import ALONE, Processes, together
+from ipu_vit.errors import ToldElsewhere, UserError
 from ipu_vit.models.sizes import MODELS
 from ipu_vit.settings import Settings
 
@@ -26,6 +27,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parsed = _parse(arguments)
     try:
         return parsed.run(parsed) or 0
+    except ToldElsewhere:
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -38,34 +41,36 @@ def main(arguments: Optional[List[str]] = None) -> int:
 # PopTorch, or what stands in for it, is found by `_device`; only then may modules be imported that use it.
 
 
-def _device(settings: Settings) -> Device:
+def _device(settings: Settings, processes: Processes = ALONE) -> Device:
     from ipu_vit import device
 
-    return device.select(settings.device, settings.pipeline.ipus * settings.pipeline.replicas)
+    return device.select(settings.device, settings.pipeline.ipus * processes.replicas_of_each(settings.pipeline))
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    settings = load_settings(parsed.preset, parsed.overrides)
-    device = _device(settings)
-    if settings.rehearse == "always" or (settings.rehearse == "auto" and not device.is_hardware):
-        from ipu_vit.rehearse import rehearse
+    with together() as processes:
+        settings = load_settings(parsed.preset, parsed.overrides)
+        device = _device(settings, processes)
+        if settings.rehearse == "always" or (settings.rehearse == "auto" and not device.is_hardware):
+            from ipu_vit.rehearse import rehearse
 
-        rehearse(settings, device)
-    else:
-        from ipu_vit.train import train
+            rehearse(settings, device, processes)
+        else:
+            from ipu_vit.train import train
 
-        parsed.interrupted = f"{INTERRUPTED}; the same command continues from the last checkpoint"
-        train(settings, device)
+            parsed.interrupted = f"{INTERRUPTED}; the same command continues from the last checkpoint"
+            train(settings, device, processes)
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
     from ipu_vit.trained import find_trained
 
-    settings = find_trained(parsed.source, parsed.overrides).settings
-    device = _device(settings)
-    from ipu_vit.evaluate import evaluate
+    with together() as processes:
+        settings = find_trained(parsed.source, parsed.overrides).settings
+        device = _device(settings, processes)
+        from ipu_vit.evaluate import evaluate
 
-    evaluate(settings, device, parsed.scores)
+        evaluate(settings, device, parsed.scores, processes)
 
 
 def _predict(parsed: argparse.Namespace) -> int:

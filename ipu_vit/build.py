@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ipu_vit.agreement import check_state
+from ipu_vit.distributed import Processes
 from ipu_vit.download_bar import show_download
 from ipu_vit.errors import UserError
 from ipu_vit.models import build
@@ -25,6 +27,17 @@ def start_from_weights(model: ImageModel, settings: Settings) -> str:
     if settings.weights is None:
         return "weights: random initial values"
     return load_trained(model, settings).summary()
+
+
+def start_together(processes: Processes, model: ImageModel, settings: Settings) -> str:
+    """Load the settings' weights in process 0 and pass them on to the others, which need no such file.
+
+    Returns what was done, in words. Raises UserError if the processes then have not the same weights.
+    """
+    done = start_from_weights(model, settings) if processes.is_first else ""
+    processes.broadcast_tensors(model.state_dict())
+    check_state(processes, model.state_dict())
+    return done
 
 
 def load_trained(model: ImageModel, settings: Settings) -> LoadReport:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
+from ipu_vit.distributed import Processes
 from ipu_vit.errors import UserError
 from ipu_vit.run_folder import make_folder, writing
 from ipu_vit.weights.atomic import replacing
@@ -105,7 +106,7 @@ class Checkpoints:
     def _write(self, checkpoint: Checkpoint, path: Path) -> None:
         try:
             with replacing(str(path)) as file:
-                file.writelines(_sealed(_encode(checkpoint)))
+                file.writelines(_sealed(encode(checkpoint)))
         except UserError as error:
             raise UserError(
                 f"{error}; earlier checkpoints are untouched, and the same command continues from the last one"
@@ -119,17 +120,36 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             state = json.loads(file.metadata()[_STATE])
-        optimizer = _unflatten(state["optimizer"], tensors)
-        model = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        average = _unflatten(state.get("average"), tensors)  # earlier versions have none
-        return Checkpoint(
-            state["update"], model, optimizer, state["rng_state"], state["best_accuracy"], average, state.get("layout")
-        )
+        return _checkpoint(tensors, state)
     except Exception as error:  # safetensors raises its own type, and others for other damage
         raise UserError(f"{path} is not a checkpoint of ipu_vit, or is damaged: {error}") from error
 
 
-def _encode(checkpoint: Checkpoint) -> bytes:
+def _checkpoint(tensors: Dict[str, Tensor], state: Dict[str, Any]) -> Checkpoint:
+    optimizer = _unflatten(state["optimizer"], tensors)
+    model = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    average = _unflatten(state.get("average"), tensors)  # earlier versions have none
+    return Checkpoint(
+        state["update"], model, optimizer, state["rng_state"], state["best_accuracy"], average, state.get("layout")
+    )
+
+
+def share(checkpoint: Optional[Checkpoint], processes: Processes) -> Optional[Checkpoint]:
+    """The checkpoint of process 0, if it has one, in all processes: the others need not see its folder."""
+    if processes.size == 1:
+        return checkpoint
+    content = processes.broadcast(b"" if checkpoint is None else encode(checkpoint))
+    return decode(content) if content and not processes.is_first else checkpoint
+
+
+def decode(content: bytes) -> Checkpoint:
+    """The inverse of `encode`."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return _checkpoint(load(content), json.loads(header["__metadata__"][_STATE]))
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint's file, but for its checksum."""
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in checkpoint.model.items()}
     state = {
         _CHECKSUM: _NO_CHECKSUM,

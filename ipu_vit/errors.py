@@ -10,3 +10,7 @@ class UserError(Exception):
     accepted. The command line prints it without a traceback and exits with code 2; every other
     exception is a fault of the program and keeps its traceback.
     """
+
+
+class ToldElsewhere(UserError):
+    """A UserError of another process, which prints it: this one only ends."""

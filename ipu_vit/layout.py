@@ -12,12 +12,20 @@ from typing import Any, Dict, List, Optional
 from ipu_vit.errors import UserError
 from ipu_vit.settings import Settings
 
+_PROCESSES = "processes"
 _LAYOUT = ("ipus", "layers_per_ipu", "replicas", "micro_batch", "device_iterations")
 
+_WORDS = {
+    _PROCESSES: "{} processes in place of {}",
+    "device_iterations": (
+        "pipeline.device_iterations={} in place of {} (updates of one host call share a learning rate)"
+    ),
+}
 
-def layout_of(settings: Settings) -> Dict[str, Any]:
+
+def layout_of(settings: Settings, processes: int = 1) -> Dict[str, Any]:
     """The layout of a run, as its checkpoints keep it."""
-    return {name: getattr(settings.pipeline, name) for name in _LAYOUT}
+    return {_PROCESSES: processes, **{name: getattr(settings.pipeline, name) for name in _LAYOUT}}
 
 
 def is_free(name: str, settings: Settings) -> bool:
@@ -29,12 +37,17 @@ def is_free(name: str, settings: Settings) -> bool:
     return name in {f"pipeline.{key}" for key in _LAYOUT} and not mixed
 
 
-def changes(settings: Settings, before: Optional[Dict[str, Any]]) -> List[str]:
-    """What of the layout differs from a checkpoint's, in words; nothing if the checkpoint does not tell."""
-    now = layout_of(settings)
-    differing = {name: old for name, old in (before or now).items() if now[name] != old}
-    remarks = {"device_iterations": " (updates of one host call share a learning rate)"}
-    return [f"pipeline.{name}={now[name]} in place of {old}{remarks.get(name, '')}" for name, old in differing.items()]
+def changes(settings: Settings, before: Optional[Dict[str, Any]], processes: int = 1) -> List[str]:
+    """What of the layout differs from a checkpoint's, in words; what it does not tell is taken for unchanged.
+
+    Checkpoints that do not tell the number of processes are of one.
+    """
+    now, before = layout_of(settings, processes), {_PROCESSES: 1, **(before or {})}
+    differing = {name: old for name, old in before.items() if now[name] != old}
+    return [
+        _WORDS.get(name, f"pipeline.{name}={{}} in place of {{}}").format(now[name], old)
+        for name, old in differing.items()
+    ]
 
 
 def check_updates_left(settings: Settings, update: int) -> None:

@@ -9,6 +9,7 @@ import poptorch
 import torch
 
 from ipu_vit.device import Device
+from ipu_vit.distributed import ALONE, Processes
 from ipu_vit.run_folder import make_folder
 from ipu_vit.settings import Settings
 
@@ -16,13 +17,14 @@ from ipu_vit.settings import Settings
 _OVERLAP_MEMORY_OPTIMIZED = 3
 
 
-def training_options(settings: Settings, device: Device) -> Any:
-    """Options of the training executor and its data loader."""
+def training_options(settings: Settings, device: Device, processes: Processes = ALONE) -> Any:
+    """Options of the training executor and its data loader, in one of the processes."""
     pipeline = settings.pipeline
     plan = pipeline.batch_plan()
-    options = _common_options(settings, device)
+    options = _common_options(settings, device, processes)
     options.deviceIterations(plan.device_iterations)
-    options.replicationFactor(plan.replicas)
+    if processes.replicas is None:
+        options.replicationFactor(pipeline.replicas_of_each(processes.size))
     options.Training.gradientAccumulation(plan.accumulation)
     options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
     options.Precision.enableStochasticRounding(pipeline.stochastic_rounding)
@@ -39,16 +41,16 @@ def training_options(settings: Settings, device: Device) -> Any:
     return options
 
 
-def evaluation_options(settings: Settings, device: Device) -> Any:
-    """Options of the evaluation executor: one replica, and as many iterations as fill the pipeline."""
-    options = _common_options(settings, device)
+def evaluation_options(settings: Settings, device: Device, processes: Processes = ALONE) -> Any:
+    """Options of the evaluation executor: one replica, or PopRun's, and as many iterations as fill the pipeline."""
+    options = _common_options(settings, device, processes)
     options.deviceIterations(len(settings.pipeline.layers_per_ipu))
     return options
 
 
-def _common_options(settings: Settings, device: Device) -> Any:
+def _common_options(settings: Settings, device: Device, processes: Processes) -> Any:
     pipeline = settings.pipeline
-    options = poptorch.Options()
+    options = _options_of_process(pipeline.ipus, processes)
     options.randomSeed(settings.seed)
     options.setExecutionStrategy(poptorch.PipelinedExecution(poptorch.AutoStage.SameAsIpu))
     options.outputMode(poptorch.OutputMode.All)
@@ -66,4 +68,15 @@ def _common_options(settings: Settings, device: Device) -> Any:
     elif pipeline.executable_cache is not None:
         make_folder(Path(pipeline.executable_cache), "pipeline.executable_cache")
         options.enableExecutableCaching(pipeline.executable_cache)
+    return options
+
+
+def _options_of_process(ipus: int, processes: Processes) -> Any:
+    """Options that know which process they are of; PopRun's are told everything about it but the IPUs of a replica."""
+    if processes.replicas is not None:
+        import popdist.poptorch
+
+        return popdist.poptorch.Options(ipus_per_replica=ipus)
+    options = poptorch.Options()
+    options.Distributed.configureProcessId(processes.rank, processes.size)
     return options

@@ -21,12 +21,14 @@ from typing import Any, List, Tuple
 import poptorch
 import torch
 
-from ipu_vit.build import build_model, start_from_weights
+from ipu_vit.agreement import check_program
+from ipu_vit.build import build_model, start_together
 from ipu_vit.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from ipu_vit.data.loader import training_loader
 from ipu_vit.data.samples import check_readable
 from ipu_vit.data.sources import Sources, open_sources
 from ipu_vit.device import Device
+from ipu_vit.distributed import ALONE, Processes
 from ipu_vit.divergence import not_finite
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
@@ -57,27 +59,29 @@ class Verdict:
                     report.say(f"  {line}")
 
 
-def rehearse(settings: Settings, device: Device) -> Verdict:
+def rehearse(settings: Settings, device: Device, processes: Processes = ALONE) -> Verdict:
     """Carry out one weight update, an evaluation and a save; raises UserError for what would stop a run."""
-    report, verdict = Report(), Verdict()
+    check_program(processes, settings, device)
+    report, verdict = Report() if processes.is_first else Report.silent(), Verdict()
     started = time.perf_counter()
     report.say(
         f"Rehearsal of {settings.name} on {device.kind} ({device.reason}): one weight update, nothing is trained; "
         "rehearse=never trains here"
     )
     verdict.checked.append("settings: every value, and that layers, batches and image sizes fit together")
-    settings, sources = _find_data(settings, verdict)
+    with processes.first_goes_ahead():
+        settings, sources = _find_data(settings, verdict)
     model = build_model(settings).train()
-    _find_weights(model, settings, verdict)
+    _find_weights(model, settings, verdict, processes)
     for line in verdict.missing:
         report.say(f"! {line}")
-    show_plan(report, settings, model, len(sources.training))
+    show_plan(report, settings, model, len(sources.training), processes)
 
     place(model, settings.pipeline)
     optimizer = build_optimizer(model, settings.optimizer, learning_rate(settings.schedule, settings.schedule.warmup))
     step = TrainingStep(model, settings).train()
-    executor: Any = poptorch.trainingModel(step, training_options(settings, device), optimizer)
-    _one_update(settings, device, sources, executor, report, verdict)
+    executor: Any = poptorch.trainingModel(step, training_options(settings, device, processes), optimizer)
+    _one_update(settings, device, sources, executor, report, verdict, processes)
     checkpoint = Checkpoint(
         settings.pipeline.device_iterations,
         {name: tensor.clone() for name, tensor in model.state_dict().items()},
@@ -91,8 +95,9 @@ def rehearse(settings: Settings, device: Device) -> Verdict:
             f"{lost} is no longer finite after the first update; try a value below "
             f"optimizer.loss_scaling={settings.optimizer.loss_scaling}"
         )
-    _few_images(settings, device, sources, checkpoint, report, verdict)
-    _save_and_reload(checkpoint, verdict)
+    _few_images(Evaluator(settings, device, sources.validation, None, processes), checkpoint, report, verdict)
+    if processes.is_first:
+        _save_and_reload(checkpoint, verdict)
 
     verdict.open = [
         "whether each IPU's memory holds its stage with these available_memory_proportion values",
@@ -121,32 +126,39 @@ def _find_data(settings: Settings, verdict: Verdict) -> Tuple[Settings, Sources]
     return settings, sources
 
 
-def _find_weights(model: ImageModel, settings: Settings, verdict: Verdict) -> None:
+def _find_weights(model: ImageModel, settings: Settings, verdict: Verdict, processes: Processes) -> None:
     if settings.weights == "":
         verdict.missing.append("weights: not set, so the model starts from random initial values")
     else:
-        verdict.checked.append(start_from_weights(model, settings).replace("\n", "; "))
+        verdict.checked.append(start_together(processes, model, settings).replace("\n", "; "))
 
 
 def _one_update(
-    settings: Settings, device: Device, sources: Sources, executor: Any, report: Report, verdict: Verdict
+    settings: Settings,
+    device: Device,
+    sources: Sources,
+    executor: Any,
+    report: Report,
+    verdict: Verdict,
+    processes: Processes,
 ) -> None:
     plan = settings.pipeline.batch_plan()
     loader = training_loader(settings, executor.options, sources.training, 0)
     batch = [tensor.clone() for tensor in next(iter(loader))]
     loader.terminate()
     check_readable(batch[1], None)
+    processes.any(False)  # whoever cannot go on says so here, before devices wait for each other
     started = time.perf_counter()
     executor.compile(*batch)
     verdict.checked.append(
         f"pipeline: traced and compiled in {time.perf_counter() - started:.1f} s, "
         f"{len(settings.pipeline.layers_per_ipu)} stages, accumulation {plan.accumulation}"
     )
-    micro_batches = plan.accumulation * plan.replicas * plan.device_iterations
+    micro_batches = plan.accumulation * plan.replicas * plan.device_iterations // processes.size
     started = time.perf_counter()
 
     def show(done: int, total: int) -> None:
-        rate = done * plan.micro_batch / (time.perf_counter() - started)
+        rate = done * plan.micro_batch * processes.size / (time.perf_counter() - started)
         report.advance(done, f"{rate:.1f} images/s")
         if not report.console.is_terminal and (done == total or done % max(1, total // 8) == 0):
             report.say(f"  micro batch {done} of {total}, {rate:.2f} images/s")
@@ -154,7 +166,7 @@ def _one_update(
     report.say(f"one weight update of {plan.host_batch} images")
     with report.progress("updating", micro_batches), device.micro_batch_progress(show):
         losses = executor(*batch)[0].float()
-    loss = float(losses.mean())
+    loss = processes.sum(float(losses.mean()))[0] / processes.size
     if not math.isfinite(loss):
         raise UserError(
             f"The loss of the first update is {loss}; try a value below optimizer.loss_scaling="
@@ -165,10 +177,7 @@ def _one_update(
     )
 
 
-def _few_images(
-    settings: Settings, device: Device, sources: Sources, checkpoint: Checkpoint, report: Report, verdict: Verdict
-) -> None:
-    evaluator = Evaluator(settings, device, sources.validation)
+def _few_images(evaluator: Evaluator, checkpoint: Checkpoint, report: Report, verdict: Verdict) -> None:
     score = evaluator.score(checkpoint.model, report, host_batches=1)
     verdict.checked.append(f"evaluation: {score.images} images scored")
 

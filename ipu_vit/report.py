@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ipu_vit.data.samples import unreadable_files
+from ipu_vit.distributed import ALONE, Processes
 from ipu_vit.models.image_model import ImageModel
 from ipu_vit.parallel import contents_of_ipus
-from ipu_vit.run_folder import LineFile
+from ipu_vit.run_folder import LineFile, writing
 from ipu_vit.secrets import without_secrets
 from ipu_vit.settings import Settings
 
@@ -65,6 +66,11 @@ class Report:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._log = LineFile(log) if log else None
         self._bar: Optional[Progress] = None
+
+    @classmethod
+    def silent(cls) -> Report:
+        """Of a process that says nothing, as all but the first."""
+        return cls(console=Console(quiet=True))
 
     def close(self) -> None:
         if self._log:
@@ -148,17 +154,32 @@ def pipeline_rows(model: ImageModel, layers_per_ipu: List[int]) -> List[List[str
     ]
 
 
-def show_plan(report: Report, settings: Settings, model: ImageModel, images: Optional[int] = None) -> None:
+def show_plan(
+    report: Report,
+    settings: Settings,
+    model: ImageModel,
+    images: Optional[int] = None,
+    processes: Processes = ALONE,
+) -> None:
     """The table of what sits on which IPU, and how a global batch is cut."""
     plan, schedule = settings.pipeline.batch_plan(), settings.schedule
     report.table("Pipeline", PIPELINE_COLUMNS, pipeline_rows(model, settings.pipeline.layers_per_ipu))
+    shared = f" in {processes.size} processes" if processes.size > 1 else ""
     text = (
         f"batch {plan.global_batch} = micro batch {plan.micro_batch} × accumulation {plan.accumulation} × replicas "
-        f"{plan.replicas}; {schedule.updates:,} updates"
+        f"{plan.replicas}{shared}; {schedule.updates:,} updates"
     )
     if images is not None:
         text += f" over {images:,} images are {schedule.updates * plan.global_batch / images:.1f} epochs"
     report.say(text)
+
+
+def gather_unreadable(processes: Processes, log: Path) -> None:
+    """Put the lines of all processes' logs of unreadable images into that of process 0."""
+    lines = processes.gather(log.read_bytes() if log.exists() else b"")
+    if processes.is_first and any(lines[1:]):
+        with writing(log), log.open("ab") as file:
+            file.write(b"".join(lines[1:]))
 
 
 def show_unreadable(report: Report, log: Path) -> None:

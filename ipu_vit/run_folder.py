@@ -1,9 +1,8 @@
-"""The folder of a run: its settings, its log, its losses, its checkpoints.
+"""The folder of a run: its settings, its log, its figures, its checkpoints.
 
 settings.yml       the resolved settings
 labels.json        the names of the classes
 train.log          what was printed
-losses.jsonl       one line per host step: update, loss, accuracy, lr
 figures.jsonl, steps.csv, tensorboard/, about.json: see `ipu_vit.tracking`
 unreadable.txt     images that could not be read
 checkpoints/       see `ipu_vit.checkpoint`
@@ -19,7 +18,7 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence
 
 from ipu_vit.config import load_settings, save_settings
 from ipu_vit.errors import UserError
@@ -138,23 +137,6 @@ class LineFile:
         self._file.close()
 
 
-class LossFile:
-    """The losses of a run, one JSON object a line, without gaps or repeats however often it was stopped."""
-
-    def __init__(self, folder: Path, from_update: int, name: str = "losses.jsonl") -> None:
-        path = folder / name
-        kept = [line for update, line in _lines(path) if update <= from_update]
-        with replacing(str(path)) as file:
-            file.write("".join(kept).encode())
-        self._file = LineFile(path)
-
-    def add(self, **values: Any) -> None:
-        self._file.add(json.dumps(values))
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def make_folder(path: Path, setting: str) -> None:
     """Make a folder and its parents; raises UserError naming the setting."""
     try:
@@ -172,32 +154,13 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _lines(path: Path) -> Iterator[Tuple[int, str]]:
-    if path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            try:
-                yield json.loads(line)["update"], line
-            except ValueError:  # the last line, cut off by a kill
-                return
-
-
 def _check_same_run(settings: Settings, saved: Path) -> None:
     """Refuse to continue a run under settings that would make it another one."""
-    old = _flat(load_settings(str(saved), []).model_dump(mode="json"))
-    for name, value in _flat(without_secrets(settings.model_dump(mode="json"))).items():
+    old = load_settings(str(saved), []).flat()
+    for name, value in without_secrets(settings.flat()).items():
         free = is_free(name, settings) or any(name == known or name.startswith(known + ".") for known in _FREE)
         if not free and old[name] != value:
             raise UserError(
                 f"output={settings.output} holds a run with {name}={old[name]}, not {value}: keep the old value to "
                 "continue it, choose another output, or start over with fresh=true (the old run is put aside)"
             )
-
-
-def _flat(table: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
-    flat: Dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

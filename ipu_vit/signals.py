@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Iterator, Optional, Type
 
+from ipu_vit.distributed import ALONE, Processes
+
 
 class Terminated(BaseException):
     """The process has been asked to end; like KeyboardInterrupt, no error of anybody's."""
@@ -16,13 +18,16 @@ class Terminated(BaseException):
 class Termination:
     """As a context, turns the first SIGTERM into Terminated; a second one ends the process at once.
 
-    Inside `deferred`, Terminated waits until that is left, and `requested` tells that it does.
+    Inside `deferred`, Terminated waits until that is left, and `agreed` tells that it does. Of several
+    processes, all end if one is asked to; so there they have to agree, and outside of `deferred` go on to the end.
     Signals only ever reach a process's main thread; in another one this does nothing.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self.heard = False
+        self._processes = processes
         self._deferred = False
+        self._agreed = False
 
     def __enter__(self) -> Termination:
         self._in_charge = threading.current_thread() is threading.main_thread()
@@ -44,11 +49,17 @@ class Termination:
             yield
         finally:
             self._deferred = False
-        if self.requested:
+        if self.agreed():
             raise Terminated
+
+    def agreed(self, heard: bool = False) -> bool:
+        """Whether all processes are to end, because one of them has heard SIGTERM, or of it in another way."""
+        self.heard |= heard
+        self._agreed = self._agreed or self._processes.any(self.heard)
+        return self._agreed
 
     def _hear(self, number: int, frame: Optional[FrameType]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self.requested = True
-        if not self._deferred:
+        self.heard = True
+        if not self._deferred and self._processes.size == 1:
             raise Terminated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from contextlib import closing
@@ -11,93 +12,97 @@ from typing import Any, Dict, Generator, Iterator, List, Optional, Sequence
 import poptorch
 import torch
 
+from ipu_vit.agreement import check_program, check_state
 from ipu_vit.averaging import WeightAverage
-from ipu_vit.build import build_model, start_from_weights
-from ipu_vit.checkpoint import Checkpoint, Checkpoints
+from ipu_vit.build import build_model, start_together
+from ipu_vit.checkpoint import Checkpoint, share
 from ipu_vit.data.loader import training_loader
 from ipu_vit.data.lost_workers import LostWorker, naming_lost_workers
 from ipu_vit.data.samples import check_readable
 from ipu_vit.data.sources import open_sources
 from ipu_vit.device import Device
+from ipu_vit.distributed import ALONE, LostProcess, Processes
 from ipu_vit.divergence import collapsed_loss_scale, not_finite
 from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
 from ipu_vit.layout import changes, check_updates_left, layout_of
-from ipu_vit.optim import DTYPES, build_optimizer, set_learning_rate
+from ipu_vit.optim import build_optimizer, set_learning_rate
 from ipu_vit.options import training_options
 from ipu_vit.parallel import place
-from ipu_vit.pictures import draw_predictions
-from ipu_vit.report import HostStep, Report, show_plan, show_unreadable
-from ipu_vit.run_folder import LossFile, RunFolder, make_folder, writing
+from ipu_vit.record import Record, Silence
+from ipu_vit.report import HostStep, gather_unreadable, show_plan
 from ipu_vit.schedules import learning_rate
 from ipu_vit.scores import Score
 from ipu_vit.settings import Settings
 from ipu_vit.signals import Terminated, Termination
 from ipu_vit.steps import TrainingStep
-from ipu_vit.tracking.tracker import Tracker
-from ipu_vit.weights.writers import write_weights
 
 
-def train(settings: Settings, device: Device) -> Optional[Score]:
+def train(settings: Settings, device: Device, processes: Processes = ALONE) -> Optional[Score]:
     """Train from the settings' weights, or continue the run in the output folder.
 
     Returns the final score, or nothing if SIGTERM has ended the run before.
-    Raises UserError when data, weights or the output folder are not usable, or the loss diverges.
+    Raises UserError when data, weights or the output folder are not usable, the loss diverges, or a
+    process is lost.
     """
-    trainer = Trainer(settings, device)
-    with closing(trainer.folder), closing(trainer.report), closing(trainer.tracker):
+    check_program(processes, settings, device)
+    trainer = Trainer(settings, device, processes)
+    with closing(trainer.record):
         try:
             with trainer.termination:
                 trainer.run()
                 return trainer.conclude()
         except (Terminated, LostWorker):
-            if not trainer.termination.requested:
+            if not trainer.termination.heard:
                 raise
             trainer.report.say(f"ended by SIGTERM; {trainer.kept()}; the same command continues the run")
             return None
+        except processes.lost as error:
+            raise LostProcess(
+                f"another process has ended; {trainer.kept()}; the same command continues the run"
+            ) from error
 
 
 class Trainer:
     """One run: the model on its device, and how far it has come."""
 
-    def __init__(self, settings: Settings, device: Device) -> None:
+    def __init__(self, settings: Settings, device: Device, processes: Processes) -> None:
         self.settings = settings
+        self.processes = processes
         self.plan = settings.pipeline.batch_plan()
-        self.sources = open_sources(settings)
+        with processes.first_goes_ahead():
+            self.sources = open_sources(settings)
         self.model = build_model(settings).train()
-        loaded = start_from_weights(self.model, settings)
-        self.folder = RunFolder(settings)
-        if settings.export is not None:
-            make_folder(Path(settings.export).parent, "export")
-        self.folder.write_labels(self.sources.training.classes)
-        self.report = Report(self.folder.log)
+        loaded = start_together(processes, self.model, settings)
+        self.record = Record(settings, self.sources.training.classes) if processes.is_first else Silence()
+        self.report = self.record.report
         shrunk = ", shrunk to a tiny model, generated images and a few updates," if settings.shrink else ""
-        self.report.say(f"{settings.name}{shrunk} on {device.kind} ({device.reason}), output in {self.folder.path}")
+        output = Path(settings.output).absolute()
+        self.report.say(f"{settings.name}{shrunk} on {device.kind} ({device.reason}), output in {output}")
         self.report.say(loaded)
-        if not self.folder.locked:
-            self.report.say("this file system has no locks: see to it that no other run writes to the same output")
-        show_plan(self.report, settings, self.model, len(self.sources.training))
+        show_plan(self.report, settings, self.model, len(self.sources.training), processes)
 
         place(self.model, settings.pipeline)
-        self.options = training_options(settings, device)
+        self.options = training_options(settings, device, processes)
         self.optimizer = build_optimizer(self.model, settings.optimizer, learning_rate(settings.schedule, 0))
-        self.checkpoints = Checkpoints(self.folder.checkpoints, settings.checkpoint.keep)
-        self.resumed = self.checkpoints.latest(self.report.say)
-        self.termination = Termination()
+        self.termination = Termination(processes)
         self.update = 0
+        self.saved: Optional[int] = None  # the update of the last checkpoint
         self.best_accuracy: Optional[float] = None
         decay = settings.averaging.decay
         self.other_layout: List[str] = []
         self.average = WeightAverage(self.model.state_dict(), decay) if decay else None
+        self.resumed = share(self.record.latest(), processes)
         if self.resumed is not None:
             self._take_over(self.resumed)
-        self.tracker = Tracker(settings, self.folder, device, self.model, self.resumed)
+        self.record.begin(device, self.model, self.resumed)
         step = TrainingStep(self.model, settings).train()
         self.executor: Any = poptorch.trainingModel(step, self.options, self.optimizer)
-        self.evaluator = Evaluator(settings, device, self.sources.validation, self.folder.unreadable)
+        self.evaluator = Evaluator(settings, device, self.sources.validation, self.record.unreadable, processes)
 
     def _take_over(self, checkpoint: Checkpoint) -> None:
-        self.update, self.best_accuracy = checkpoint.update, checkpoint.best_accuracy
+        self.update = self.saved = checkpoint.update
+        self.best_accuracy = checkpoint.best_accuracy
         self.model.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if self.average is not None and checkpoint.average is not None:
@@ -109,24 +114,23 @@ class Trainer:
             else f"all {updates} updates are done already; fresh=true trains anew"
         )
         check_updates_left(self.settings, self.update)
-        self.other_layout = changes(self.settings, checkpoint.layout)
+        self.other_layout = changes(self.settings, checkpoint.layout, self.processes.size)
         if self.other_layout:
             # Random states are of one layout. Another seed, for the numbers of the beginning not to come again.
             self.options.randomSeed((self.settings.seed + self.update) % 2**31)
             self.report.say(f"with {', '.join(self.other_layout)}: the same run within rounding, not to the last bit")
+        check_state(self.processes, self.model.state_dict())
 
     # The loop ---------------------------------------------------------------------------------
 
     def run(self) -> None:
         """All weight updates that are left; SIGTERM ends it after a host step, all saved."""
         updates = self.settings.schedule.updates
-        with self.termination.deferred(), closing(self.host_steps()) as steps, closing(
-            LossFile(self.folder.path, self.update)
-        ) as losses, self.report.progress("training", updates, self.update):
+        with self.termination.deferred(), closing(self.host_steps()) as steps, self.report.progress(
+            "training", updates, self.update
+        ):
             for step in steps:
-                losses.add(update=self.update, loss=step.loss, accuracy=step.accuracy, lr=step.lr)
-                self.report.host_step(step)
-                self.tracker.host_step(step)
+                self.record.host_step(step)
                 if self.average is not None and self._is_due(self.settings.averaging.every):
                     self.executor.copyWeightsToHost()
                     self.average.add(self.model.state_dict(), self.update)
@@ -134,9 +138,9 @@ class Trainer:
                     self.evaluate()
                 if self._is_due(self.settings.checkpoint.every):
                     self.save()
-                if self.termination.requested:
+                if self.termination.agreed():
                     break
-            if self.executor.isCompiled() and self.update not in self.checkpoints.updates():
+            if self.executor.isCompiled() and self.saved != self.update:
                 self.save()
 
     def host_steps(self) -> Generator[HostStep, None, None]:
@@ -146,12 +150,18 @@ class Trainer:
             return
         with naming_lost_workers(self.settings.data.workers):
             loader = training_loader(
-                self.settings, self.options, self.sources.training, self.update, self.folder.unreadable
+                self.settings, self.options, self.sources.training, self.update, self.record.unreadable
             )
         try:
-            started = time.perf_counter()
-            for batch in self._batches(loader):
-                check_readable(batch[1], self.folder.unreadable)
+            batches = self._batches(loader)
+            while self.update < schedule.updates:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                if batch is not None:
+                    check_readable(batch[1], self.record.unreadable)
+                # From here on to the figures nobody may be missing, for devices add up gradients by themselves.
+                if self.termination.agreed(batch is None) or batch is None:
+                    return
                 if not self.executor.isCompiled():
                     self._compile(batch)
                 lr = learning_rate(schedule, self.update)
@@ -159,7 +169,9 @@ class Trainer:
                 self.executor.setOptimizer(self.optimizer)
                 called = time.perf_counter()
                 loss, accuracy = (float(value.float().mean()) for value in self.executor(*batch))
-                seconds = time.perf_counter() - started
+                now = time.perf_counter()
+                totals = self.processes.sum(loss, accuracy, now - started, called - started)
+                loss, accuracy, seconds, waiting = (total / self.processes.size for total in totals)
                 self._check_loss(loss)
                 self.update += plan.device_iterations
                 yield HostStep(
@@ -171,9 +183,8 @@ class Trainer:
                     accuracy=accuracy,
                     images_per_second=plan.host_batch / seconds,
                     seconds=seconds,
-                    waiting=(called - started) / seconds,
+                    waiting=waiting / seconds,
                 )
-                started = time.perf_counter()
         finally:
             loader.terminate()
 
@@ -183,7 +194,7 @@ class Trainer:
             with naming_lost_workers(self.settings.data.workers):
                 yield from loader
         except LostWorker:
-            if not self.termination.requested:
+            if not self.termination.heard:
                 raise
 
     def _compile(self, batch: Sequence[torch.Tensor]) -> None:
@@ -191,7 +202,8 @@ class Trainer:
         self.report.say("compiling")
         self.executor.compile(*batch)
         if self.resumed is not None and not self.other_layout:
-            self.executor.rng_state = self.resumed.rng_state
+            states, share = self.resumed.rng_state, len(self.resumed.rng_state) // self.processes.size
+            self.executor.rng_state = states[self.processes.rank * share :][:share]
         self.report.say(f"compiled in {time.perf_counter() - started:.1f} s")
 
     def _is_due(self, every: int) -> bool:
@@ -208,18 +220,16 @@ class Trainer:
         score = self.evaluator.score(self.final_weights(checkpoint), self.report)
         if self.executor.isCompiled():
             self.executor.attachToDevice()
-        self.report.say(f"After update {self.update}: {score}")
-        self.tracker.score(self.update, score)
+        self.record.score(self.update, score)
         if self.best_accuracy is None or score.top1 > self.best_accuracy:
             self.best_accuracy = score.top1
-            self.checkpoints.save_best(checkpoint)
+            self.record.save_best(checkpoint)
         return score
 
     def save(self) -> None:
         """Write a checkpoint to continue from."""
-        checkpoint = self.checkpoint()
-        self.checkpoints.save(checkpoint)
-        self.tracker.checkpoint(checkpoint)
+        self.record.save(self.checkpoint())
+        self.saved = self.update
 
     def checkpoint(self) -> Checkpoint:
         """The state of the run as of now; raises UserError if it has diverged."""
@@ -241,11 +251,16 @@ class Trainer:
             update=self.update,
             model=model,
             optimizer=optimizer,
-            rng_state=list(self.executor.rng_state),
+            rng_state=self._random_states(),
             best_accuracy=self.best_accuracy,
             average=None if self.average is None else self.average.state_dict(),
-            layout=layout_of(self.settings),
+            layout=layout_of(self.settings, self.processes.size),
         )
+
+    def _random_states(self) -> List[int]:
+        """Those of all processes' devices, one after the other."""
+        states = self.processes.gather(json.dumps(list(self.executor.rng_state)).encode())
+        return [number for state in states for number in json.loads(state)]
 
     def final_weights(self, checkpoint: Checkpoint) -> Dict[str, torch.Tensor]:
         """The weights that count in the end: the average, if there is one."""
@@ -257,8 +272,9 @@ class Trainer:
 
     def kept(self) -> str:
         """The checkpoint that the run can go on from, in words."""
-        saved = self.checkpoints.updates()
-        return f"the checkpoint of update {saved[-1]} is kept" if saved else "no checkpoint had been saved"
+        return (
+            "no checkpoint had been saved" if self.saved is None else f"the checkpoint of update {self.saved} is kept"
+        )
 
     def _diverged(self, what: str) -> str:
         optimizer, schedule = self.settings.optimizer, self.settings.schedule
@@ -268,21 +284,9 @@ class Trainer:
         )
 
     def conclude(self) -> Score:
-        """The final score, the picture, and what is left to tell."""
+        """The final score, and what is left to tell."""
         score = self.evaluate()
-        settings, report = self.settings, self.report
-        if settings.evaluation.pictures:
-            with writing(self.folder.pictures):
-                draw_predictions(
-                    self.sources.validation, score.predictions, settings.evaluation.pictures, self.folder.pictures
-                )
-            self.tracker.predictions(self.update, self.folder.pictures.read_bytes())
-            report.say(f"predictions drawn in {self.folder.pictures}")
-        if settings.export is not None:
-            precision = DTYPES[settings.export_precision]
-            weights, model = self.final_weights(self.checkpoint()), settings.model
-            write_weights("google", weights, settings.export, model.heads, model.norm_epsilon, precision)
-            report.say(f"weights written to {settings.export}")
-        show_unreadable(report, self.folder.unreadable)
-        self.folder.write_result({"update": self.update, **score.figures()})
+        gather_unreadable(self.processes, self.record.unreadable)
+        weights = None if self.settings.export is None else self.final_weights(self.checkpoint())
+        self.record.finish(self.update, score, self.sources.validation, weights)
         return score

@@ -205,7 +205,6 @@ def test_empty_file_is_all_defaults(preset: Any) -> None:
         ("vit_b16_ft_4xb544", ["model.heads=7"], r"that do: (.+)", "model.heads"),
         ("vit_b16_ft_4xb544", ["pipeline.layers_per_ipu=[3,3,3,4]"], r"example (\[.+\])", "pipeline.layers_per_ipu"),
         ("vit_b16_ft_4xb544", ["model.depth=14"], r"example (\[.+\])", "pipeline.layers_per_ipu"),
-        ("vit_b16_ft_4xb544", ["pipeline.replicas=3"], r"that fit: (.+)", "pipeline.replicas"),
         ("vit_b16_ft_4xb544", ["pipeline.replicas=8"], r"that fit 544: (.+)", "pipeline.micro_batch"),
         ("vit_b16_ft_4xb544", ["pipeline.global_batch=545"], r"that do: ([\d and]+)", "pipeline.global_batch"),
         ("vit_b16_ft_4xb544", ["data.evaluation_resize=200"], r"accepted: (\d+)", "data.evaluation_resize"),
@@ -235,24 +234,38 @@ def test_suggested_layers_add_up(depth: int, wrong: int, ipus: int) -> None:
     load_settings("quickstart", [*pipeline, f"pipeline.layers_per_ipu={suggested[1]}"])
 
 
-def test_ipus_come_in_powers_of_two() -> None:
-    """Of 1 to 16 IPUs per replica and 1 to 16 replicas, exactly the totals 1, 2, 4, ... 256 are accepted."""
+def test_ipus_of_a_replica_come_in_powers_of_two() -> None:
     accepted = set()
     for ipus in range(1, 17):
-        for replicas in range(1, 17):
-            overrides = [
-                f"pipeline.layers_per_ipu={[1] * ipus}",
-                f"model.depth={ipus}",
-                f"pipeline.replicas={replicas}",
-                "pipeline.micro_batch=1",
-                f"pipeline.global_batch={64 * replicas}",
-            ]
-            try:
-                load_settings("quickstart", overrides)
-                accepted.add(ipus * replicas)
-            except UserError as error:
-                assert "powers of two" in str(error)
-    assert accepted == {1, 2, 4, 8, 16, 32, 64, 128, 256}
+        overrides = [f"pipeline.layers_per_ipu={[1] * ipus}", f"model.depth={ipus}", "pipeline.micro_batch=1"]
+        try:
+            load_settings("quickstart", overrides)
+            accepted.add(ipus)
+        except UserError as error:
+            assert "powers of two" in str(error)
+    assert accepted == {1, 2, 4, 8, 16}
+
+
+def test_processes_share_replicas() -> None:
+    """Whatever number of processes and replicas: each process has 1, 2, 4, ... 64 IPUs, or the hints are right."""
+    for ipus in (1, 4, 16):
+        base = load_settings("quickstart", [f"pipeline.layers_per_ipu={[1] * ipus}", f"model.depth={ipus}",
+                                            "pipeline.micro_batch=1", "pipeline.global_batch=1666560"])  # fmt: skip
+        for processes in range(1, 9):
+            for replicas in range(1, 34):
+                pipeline = base.pipeline.model_copy(update={"replicas": replicas})
+                if replicas * ipus in {processes * own for own in (1, 2, 4, 8, 16, 32, 64) if own >= ipus}:
+                    assert pipeline.replicas_of_each(processes) == replicas / processes
+                    continue
+                with pytest.raises(UserError) as caught:
+                    pipeline.replicas_of_each(processes)
+                other_replicas = re.search(r"pipeline.replicas=([\d or]+)", str(caught.value).split(";")[1])
+                other_processes = re.search(r"start ([\d or]+) processes", str(caught.value))
+                assert other_replicas
+                for number in map(int, other_replicas[1].split(" or ")):
+                    pipeline.model_copy(update={"replicas": number}).replicas_of_each(processes)
+                for number in map(int, other_processes[1].split(" or ") if other_processes else []):
+                    pipeline.replicas_of_each(number)
 
 
 # --- saving --------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_clock_that_jumps_changes_nothing(preset: Path, monkeypatch: pytest.Monk
     ours, theirs = (Checkpoints(preset.parent / name / "checkpoints", keep=3).latest() for name in ("run", "steady"))
     assert ours is not None and theirs is not None
     assert_equal(ours.model, theirs.model)
-    assert (folder / "losses.jsonl").read_text() == (preset.parent / "steady/losses.jsonl").read_text()
+    assert losses(folder) == losses(preset.parent / "steady")
 
 
 # --- checkpoints -------------------------------------------------------------------------------------

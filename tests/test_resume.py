@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 import torch
@@ -38,12 +38,12 @@ RANDOM_RUN = (
 )
 
 
-def end_of(folder: Path) -> Tuple[Checkpoint, Checkpoint, str]:
+def end_of(folder: Path) -> Tuple[Checkpoint, Checkpoint, List[Dict[str, float]]]:
     """The last checkpoint, the best one, and the losses of a run."""
     checkpoints = Checkpoints(folder / "checkpoints", keep=3)
     last = checkpoints.latest()
     assert last is not None
-    return last, read_checkpoint(checkpoints.best), (folder / "losses.jsonl").read_text()
+    return last, read_checkpoint(checkpoints.best), losses(folder)
 
 
 def assert_equal(left: Any, right: Any) -> None:
@@ -207,16 +207,16 @@ def test_finished_run_is_not_trained_again(tmp_path: Path, capsys: pytest.Captur
 
 def test_fresh_puts_the_old_run_aside(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = finished.parent / "run"
-    first = contents(folder)
+    first, first_losses = contents(folder), losses(folder)
     assert train(finished, "fresh=true", "schedule.lr=0.06") == 0
-    second = contents(folder)
+    second, second_losses = contents(folder), losses(folder)
     assert "continuing" not in capsys.readouterr().out
     assert contents(folder.with_name("run.1")) == first
-    assert second["losses.jsonl"] != first["losses.jsonl"]
+    assert second_losses != first_losses
     assert train(finished, "fresh=true") == 0
     assert contents(folder.with_name("run.1")) == first
     assert contents(folder.with_name("run.2")) == second
-    assert contents(folder)["losses.jsonl"] == first["losses.jsonl"]
+    assert losses(folder) == first_losses
 
 
 def test_what_only_changes_the_speed_may_change(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tiny_runs import contents, losses, settings_of, tiny_preset
+from tiny_runs import contents, settings_of, tiny_preset
 
 from ipu_vit.checkpoint import Checkpoint, Checkpoints
 from ipu_vit.errors import UserError
-from ipu_vit.run_folder import LineFile, LossFile, RunFolder
+from ipu_vit.run_folder import LineFile, RunFolder
 from ipu_vit.settings import Settings
 
 
@@ -141,35 +139,7 @@ def test_a_file_in_the_way_is_put_aside_too(preset: Path) -> None:
     assert (preset.parent / "run.1").read_text() == "a file"
 
 
-# --- losses ------------------------------------------------------------------------------------------
-
-
-def test_losses_go_on_without_gap_or_repeat(tmp_path: Path) -> None:
-    first = LossFile(tmp_path, 0)
-    for update in range(1, 6):
-        first.add(update=update, loss=1 / update)
-    first.close()
-    (tmp_path / "losses.jsonl").open("a").write('{"update": 6, "lo')  # a kill
-    second = LossFile(tmp_path, 3)
-    for update in range(4, 8):
-        second.add(update=update, loss=1 / update)
-    second.close()
-    assert losses(tmp_path) == [{"update": update, "loss": 1 / update} for update in range(1, 8)]
-
-
-def test_losses_survive_a_kill_while_they_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = LossFile(tmp_path, 0)
-    file.add(update=1)
-    file.close()
-    before = contents(tmp_path)
-
-    def killed(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        LossFile(tmp_path, 1)
-    assert contents(tmp_path)["losses.jsonl"] == before["losses.jsonl"]
+# --- lines -------------------------------------------------------------------------------------------
 
 
 def test_lines_are_there_at_once(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_terminated_at_once_or_when_what_is_deferred_is_done() -> None:
         with Termination() as termination:
             with termination.deferred():
                 os.kill(os.getpid(), signal.SIGTERM)
-                done.append(termination.requested)
+                done.append(termination.agreed())
     assert done == [True] and signal.getsignal(signal.SIGTERM) == before
     with pytest.raises(Terminated):
         with Termination():
@@ -147,7 +147,7 @@ def test_other_threads_do_without() -> None:
 
     def work() -> None:
         with Termination() as termination, termination.deferred():
-            results.append(termination.requested)
+            results.append(termination.agreed())
 
     thread = threading.Thread(target=work)
     thread.start()

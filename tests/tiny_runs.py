@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from ipu_vit.device import Device
 from ipu_vit.models import build
 from ipu_vit.models.image_model import ImageModel
 from ipu_vit.settings import Settings
+from ipu_vit.tracking.files import read_figures
 
 CPU = Device("cpu", "a test")
 CLASSES = ("ant", "bee", "cat")
@@ -83,10 +83,9 @@ def sentence(text: str) -> str:
 
 
 def losses(folder: Path) -> List[Dict[str, float]]:
-    """The losses that a run has written so far; the last line may still be in the making."""
-    path = folder / "losses.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """What a run has computed in its host steps so far: `update`, `loss`, `accuracy` and `lr` of each."""
+    steps = [line for line in read_figures(folder) if "train/loss" in line]
+    return [{"update": s["update"], **{name: s[f"train/{name}"] for name in ("loss", "accuracy", "lr")}} for s in steps]
 
 
 def contents(folder: Path) -> Dict[str, bytes]:

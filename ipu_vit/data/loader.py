@@ -1,7 +1,7 @@
 """Settings to data loaders: which images, which transform, how many processes.
 
-PopTorch's loader cuts nothing and shuffles nothing here: the samples know their own order
-(`ipu_vit.data.samples`), so every item is the next image of the run.
+PopTorch's loader shuffles nothing here, and cuts nothing into parts of processes: the samples know their
+own order and process (`ipu_vit.data.samples`), so every item is the next image that this process has.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from ipu_vit.settings import Settings
 def training_loader(
     settings: Settings, options: Any, source: Source, first_update: int, unreadable_log: Optional[Path] = None
 ) -> Any:
-    """Host batches of (uint8 images, labels), and mixing if it is on, from a weight update on to the end of the run."""
-    pipeline = settings.pipeline
+    """This process's part of host batches, from a weight update on to the end of the run.
+
+    Batches are (uint8 images, labels), and mixing if it is on. The options tell which process this is.
+    """
+    pipeline, distributed = settings.pipeline, options.Distributed
     samples = TrainingSamples(
         source,
         training_transform(settings),
@@ -35,23 +38,28 @@ def training_loader(
         global_batch=pipeline.global_batch,
         first_update=first_update,
         last_update=settings.schedule.updates,
+        process=distributed.processId,
+        processes=distributed.numProcesses,
+        turn=options.replication_factor * pipeline.micro_batch,
         repeats=settings.augmentation.repeats,
         mixing=build_mixing(settings.augmentation, settings.model.image_size),
         unreadable_log=unreadable_log,
     )
-    per_call = pipeline.batch_plan().host_batch // pipeline.micro_batch
+    per_call = pipeline.batch_plan().host_batch // distributed.numProcesses // pipeline.micro_batch
     return _loader(options, samples, pipeline.micro_batch, per_call, settings)
 
 
 def evaluation_loader(settings: Settings, options: Any, source: Source, unreadable_log: Optional[Path] = None) -> Any:
-    """Host batches that hold every image once and end in padding with label −1."""
-    micro_batch = settings.evaluation.micro_batch
+    """This process's part of host batches that hold every image once and end in padding with label −1."""
+    micro_batch, distributed = settings.evaluation.micro_batch, options.Distributed
     per_call = options.device_iterations * options.replication_factor
     samples = EvaluationSamples(
         source,
         evaluation_transform(settings),
         image_size=settings.model.image_size,
         pad_to=micro_batch * per_call,
+        process=distributed.processId,
+        processes=distributed.numProcesses,
         skip_unreadable=settings.data.skip_unreadable,
         unreadable_log=unreadable_log,
     )
@@ -65,7 +73,7 @@ def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, per_call: 
     """
     workers = min(settings.data.workers, _cores())  # more of them take memory and give nothing
     if workers == 0:
-        return poptorch.DataLoader(options, samples, batch_size=micro_batch)
+        return poptorch.DataLoader(options, samples, batch_size=micro_batch, auto_distributed_partitioning=False)
     most = _shared_memory() // (3 * workers) // (3 * settings.model.image_size**2 * micro_batch)
     return poptorch.DataLoader(
         options,
@@ -73,6 +81,7 @@ def _loader(options: Any, samples: Dataset[Sample], micro_batch: int, per_call: 
         batch_size=micro_batch,
         num_workers=workers,
         mode=poptorch.DataLoaderMode.AsyncRebatched,
+        auto_distributed_partitioning=False,
         rebatched_worker_size=micro_batch * max(1, min(PIECE, per_call, most)),
         worker_init_fn=worker_init,
         async_options={"early_preload": True, "load_indefinitely": False},

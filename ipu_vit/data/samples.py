@@ -7,8 +7,11 @@ that of training processes, nor how far either reads ahead, changes what the mod
 
                  update 0          update 1          update 2
     sample     0  1  2  3        4  5  6  7        8  9 10 11        global batch 4
-    process    0  0  1  1        0  0  1  1        0  0  1  1        2 processes
+    process    0  1  0  1        0  1  0  1        0  1  0  1        2 processes, in turns of 1 sample
     epoch      0  0  0  0        0  0  1  1        1  1  1  1        N = 6 images
+
+Processes take turns as replicas do: a turn is a micro batch for each replica of the process. So with any
+number of processes the same images meet in a micro batch, on the same replica of all.
 
 With R repeats (Hoffer et al. 2020, arXiv 1901.09335) each image of that order comes R times on end,
 each time augmented anew. N samples are still an epoch, so that a pass over all images takes R. A
@@ -61,7 +64,8 @@ class TrainingSamples(Dataset[Sample]):
 
     An unreadable image is replaced by the next readable one of its epoch, so that batches stay
     full, and its name is added to `unreadable_log`. Too many in a row get the label UNREADABLE.
-    Each image comes `repeats` times. `mixing` draws how an image is mixed, if it is to be.
+    Processes take turns of `turn` samples, or one turn each in every update. Each image comes `repeats`
+    times. `mixing` draws how an image is mixed, if it is to be.
     """
 
     def __init__(
@@ -76,12 +80,13 @@ class TrainingSamples(Dataset[Sample]):
         last_update: int,
         process: int = 0,
         processes: int = 1,
+        turn: Optional[int] = None,
         repeats: int = 1,
         mixing: Optional[Callable[[np.random.Generator], np.ndarray]] = None,
         unreadable_log: Optional[Path] = None,
     ) -> None:
-        if global_batch % processes:
-            raise ValueError(f"global_batch={global_batch} does not divide by processes={processes}")
+        if global_batch % (processes * (turn or 1)):
+            raise ValueError(f"global_batch={global_batch} does not divide by processes={processes} × turn={turn}")
         self.source = source
         self.open = opener(source)
         self.transform = transform
@@ -92,6 +97,8 @@ class TrainingSamples(Dataset[Sample]):
         self.first_update = first_update
         self.last_update = last_update
         self.process = process
+        self.processes = processes
+        self.turn = turn or self.local_batch
         self.repeats = repeats
         self.mixing = mixing
         self.unreadable_log = unreadable_log
@@ -104,7 +111,8 @@ class TrainingSamples(Dataset[Sample]):
         if not 0 <= item < len(self):
             raise IndexError(item)
         update, place = divmod(item, self.local_batch)
-        start, place = (self.first_update + update) * self.global_batch, self.process * self.local_batch + place
+        start, (turns, place) = (self.first_update + update) * self.global_batch, divmod(place, self.turn)
+        place += (turns * self.processes + self.process) * self.turn
         repeated = start + int(places_apart(self.global_batch, self.repeats)[place])
         image_and_label = self._augmented(start + place, *divmod(repeated // self.repeats, len(self.source)))
         if self.mixing is None:
@@ -127,8 +135,9 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class EvaluationSamples(Dataset[Sample]):
-    """Every image once, in order, then black images with label −1 up to a multiple of `pad_to`.
+    """Every image once, in order, then black images with label −1: cut into equal parts, one for each process.
 
+    The length of a part is a multiple of `pad_to`.
     An unreadable image is logged and gets the label UNREADABLE, because a score over fewer images is
     another score; with `skip_unreadable` it becomes padding.
     """
@@ -140,22 +149,26 @@ class EvaluationSamples(Dataset[Sample]):
         *,
         image_size: int,
         pad_to: int = 1,
+        process: int = 0,
+        processes: int = 1,
         skip_unreadable: bool = False,
         unreadable_log: Optional[Path] = None,
     ) -> None:
         self.source = source
         self.transform = transform
         self.image_size = image_size
-        self.pad_to = pad_to
+        self._length = -(-len(source) // (pad_to * processes)) * pad_to
+        self._first = process * self._length
         self.skip_unreadable = skip_unreadable
         self.unreadable_log = unreadable_log
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.pad_to) * self.pad_to
+        return self._length
 
     def __getitem__(self, item: int) -> Sample:
         if not 0 <= item < len(self):
             raise IndexError(item)
+        item += self._first
         if item >= len(self.source):
             return _blank(self.image_size, NO_LABEL)
         try:

@@ -32,6 +32,7 @@ from ipu_vit.emulator.random import DeviceRandom
 from ipu_vit.emulator.replica_groups import GroupableParameter, joined, parted
 from ipu_vit.emulator.runner import Runner, SharedUpdate
 from ipu_vit.emulator.update import WeightUpdate
+from ipu_vit.emulator.update.reduction import of_first_process
 from ipu_vit.emulator.version import POPTORCH_VERSION
 from ipu_vit.emulator.weights import DeviceWeights
 
@@ -141,6 +142,8 @@ class PoplarExecutor:
         program = compile_program(
             self._model, batch, self._layout, self._options, self._training, self._weights, self._random
         )
+        if self._training and self._options.Distributed.numProcesses > 1:
+            self._random.seed = of_first_process(self._random.seed)
         self._weights.to_device()
         self._weights.separate([name for name in program.tape.written_weights if name in self._weights.buffers])
         updates = self._make_updates(program) if self._training else []
@@ -165,6 +168,8 @@ class PoplarExecutor:
                 "Weights that groups of replicas have for themselves cannot be emulated together with max_grad_norm or "
                 "automatic loss scaling, which depend on all weights"
             )
+        if self._weights.has_groups and self._options.Distributed.numProcesses > 1:
+            raise Error("Weights that groups of replicas have for themselves cannot be emulated in several processes")
         updates: List[SharedUpdate] = []
         for members, names in self._weights.sharers(program.trained).items():
             tensors = self._weights.replicas[members[0]]

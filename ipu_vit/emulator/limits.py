@@ -8,6 +8,7 @@ from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.hardware import check_device
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
+from ipu_vit.emulator.update.reduction import meet
 
 
 def check_options(options: Options, training: bool) -> None:
@@ -53,10 +54,7 @@ def _check_processes(options: Options, training: bool) -> None:
     if not 0 <= process < processes:
         raise Error(f"Options.Distributed: there is no process {process} of {processes}; they are numbered from 0")
     if training and processes > 1:
-        raise Error(
-            f"Training in {processes} processes cannot be emulated, for no gradients pass between them: use "
-            "replicationFactor in one process, and call Options.Distributed.disable() if the environment asks for more"
-        )
+        meet(options)
 
 
 def _check_pipeline_is_full(program: Program, options: Options, training: bool) -> None:

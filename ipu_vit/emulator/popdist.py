@@ -1,11 +1,19 @@
-"""PopDist, which tells the processes of a distributed program apart: here a program is one process.
+"""PopDist, which tells the processes of a distributed program apart (rule 11.2).
 
-PopRun, which would start several and describe them in the environment, is not there, so that
-`isPopdistEnvSet()` is false and programs take their way for a single process (rule 11.2).
+PopRun describes a program's processes in their environments, as it does here for a process of two replicas
+that is the second of four:
+
+    POPDIST_NUM_TOTAL_REPLICAS=8         replicas of all processes
+    POPDIST_NUM_LOCAL_REPLICAS=2         those of this process, of which every process has as many
+    POPDIST_REPLICA_INDEX_OFFSET=2       the number of its first one
+    POPDIST_NUM_IPUS_PER_REPLICA=4
+
+Without these variables `isPopdistEnvSet()` is false, and programs take their way for a single process.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, Dict, NoReturn, Optional
 
 from ipu_vit.emulator import options
@@ -14,7 +22,7 @@ from ipu_vit.emulator.option_groups import DistributedOptions
 
 def isPopdistEnvSet() -> bool:
     """Whether PopRun has started this process."""
-    return False
+    return "POPDIST_NUM_TOTAL_REPLICAS" in os.environ
 
 
 def init() -> None:
@@ -23,27 +31,31 @@ def init() -> None:
 
 def getInstanceIndex() -> int:
     """The number of this process."""
-    return 0
+    return _variable("REPLICA_INDEX_OFFSET", 0) // getNumLocalReplicas()
 
 
 def getNumInstances() -> int:
     """How many processes there are."""
-    return 1
+    return getNumTotalReplicas() // getNumLocalReplicas()
 
 
 def getNumLocalReplicas() -> int:
     """How many replicas this process runs."""
-    return 1
+    return _variable("NUM_LOCAL_REPLICAS", 1)
 
 
 def getNumTotalReplicas() -> int:
     """How many replicas all processes run."""
-    return getNumInstances() * getNumLocalReplicas()
+    return _variable("NUM_TOTAL_REPLICAS", 1)
 
 
 def getNumIpusPerReplica() -> int:
     """How many IPUs each replica takes."""
-    return 1
+    return _variable("NUM_IPUS_PER_REPLICA", 1)
+
+
+def _variable(name: str, default: int) -> int:
+    return int(os.environ.get(f"POPDIST_{name}", default))
 
 
 def _refuse(setter: str) -> NoReturn:

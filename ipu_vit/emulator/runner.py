@@ -115,6 +115,10 @@ class Runner:
         self._layout = layout
         self._weights = weights
         self._random = random
+        # Replicas are numbered through all processes, for random numbers not to depend on how they are spread.
+        distributed = options.Distributed
+        self._first_replica: int = distributed.processId * layout.replicas
+        self._all_replicas: int = distributed.numProcesses * layout.replicas
 
     def __call__(self, batch: HostBatch) -> Any:
         """Run one host batch and return what forward returned, for the micro batches the output mode keeps."""
@@ -133,7 +137,7 @@ class Runner:
         layout = self._layout
         for shared, its in zip(self.updates, self._accumulators):
             for replica, accumulators in zip(shared.replicas, its):
-                shared.update.begin(accumulators, self._rounding_bits(shared, replica))
+                shared.update.begin(accumulators, self._rounding_bits(shared, self._first_replica + replica))
         for replica in range(layout.replicas):
             weights = self._arithmetic.weights(self._weights.replicas[replica], self._tape.written_weights)
             with self._collecting_gradients(replica, weights):
@@ -141,7 +145,7 @@ class Runner:
                     started = time.perf_counter()
                     index = layout.input_index(iteration, step, replica)
                     inputs = self._arithmetic.inputs(batch.micro_batch(index, layout.micro_batches))
-                    with self._arithmetic.mode(), self._random.micro_batch(replica, step):
+                    with self._arithmetic.mode(), self._random.micro_batch(self._first_replica + replica, step):
                         results, wanted = self._run_micro_batch(inputs, weights)
                     computed = time.perf_counter()
                     outputs.add(iteration, step, replica, results)
@@ -151,7 +155,7 @@ class Runner:
                     self._report_progress(iteration, replica, step)
             self._arithmetic.put_back(weights, self._weights.replicas[replica], self._tape.written_weights)
         for shared, its in zip(self.updates, self._accumulators):
-            shared.update.apply(its, self._rounding_bits(shared, layout.replicas))
+            shared.update.apply(its, self._rounding_bits(shared, self._all_replicas))
         self._random.advance(layout.accumulation)
 
     def _run_micro_batch(self, inputs: Sequence[Tensor], weights: Dict[str, Tensor]) -> Tuple[List[Any], List[Tensor]]:
@@ -184,10 +188,10 @@ class Runner:
                 hook.remove()
 
     def _rounding_bits(self, shared: SharedUpdate, replica: int) -> Optional[BitStream]:
-        """Random bits for what a replica stores for an update, or after the last replica the update itself."""
+        """Random bits for what a replica of all stores for an update, or after the last one the update itself."""
         if not self._options.Precision.enable_stochastic_rounding:
             return None
-        return self._random.rounding(self.updates.index(shared) * (self._layout.replicas + 1) + replica)
+        return self._random.rounding(self.updates.index(shared) * (self._all_replicas + 1) + replica)
 
     def _report_progress(self, iteration: int, replica: int, step: int) -> None:
         layout = self._layout

@@ -7,7 +7,11 @@ from typing import Any, List, Literal, Optional
 from pydantic import Field, field_validator, model_validator
 
 from ipu_vit.batching import BatchPlan, is_power_of_two, legal_micro_batches, powers_of_two
+from ipu_vit.errors import UserError
 from ipu_vit.settings.section import Section
+
+MOST_IPUS = 64
+"""IPUs that one process can use."""
 
 
 class PipelineSettings(Section):
@@ -86,13 +90,6 @@ class PipelineSettings(Section):
                 f"pipeline.layers_per_ipu={self.layers_per_ipu} takes {ipus} IPUs, but IPUs come in powers of two; "
                 f"nearest lengths that do: {lower} and {2 * lower}"
             )
-        if not is_power_of_two(self.replicas):
-            fitting = [number for number in powers_of_two(2 * self.replicas) if self._splits_with(number)]
-            raise ValueError(
-                f"pipeline.replicas={self.replicas} of {ipus} IPUs takes {ipus * self.replicas}, "
-                "but IPUs come in powers of two; "
-                + (f"numbers of replicas that fit: {', '.join(map(str, fitting))}" if fitting else "use 1, 2, 4, ...")
-            )
         return self
 
     def _splits_with(self, replicas: int) -> bool:
@@ -104,6 +101,27 @@ class PipelineSettings(Section):
     def _batches_divide(self) -> PipelineSettings:
         self.batch_plan()
         return self
+
+    def replicas_of_each(self, processes: int) -> int:
+        """How many replicas each of that many processes runs; raises UserError, naming numbers that work, if none.
+
+        PopTorch lets a process have 1, 2, 4, ... 64 IPUs.
+        """
+        each, rest = divmod(self.replicas, processes)
+        if not rest and is_power_of_two(each) and each * self.ipus <= MOST_IPUS:
+            return each
+        most = powers_of_two(MOST_IPUS // self.ipus)
+        fitting = [processes * number for number in most if self._splits_with(processes * number)]
+        near = sorted(sorted(fitting, key=lambda number: abs(number - self.replicas))[:3])
+        others = sorted(self.replicas // number for number in most if self.replicas % number == 0)
+        hints = [
+            f"write pipeline.replicas={' or '.join(map(str, near))}" if near else "",
+            f"start {' or '.join(map(str, others))} processes" if others else "",
+        ]
+        raise UserError(
+            f"pipeline.replicas={self.replicas} of {self.ipus} IPUs cannot be shared by {processes} processes, each of "
+            f"which must have as many, on 1, 2, 4, ... {MOST_IPUS} IPUs; {', or '.join(filter(None, hints))}"
+        )
 
     def batch_plan(self) -> BatchPlan:
         """How a global batch is cut into micro batches, accumulation steps and replicas."""

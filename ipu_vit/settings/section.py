@@ -25,6 +25,17 @@ class Section(BaseModel):
             raise PydanticCustomError("not_a_bool", "a switch is not accepted here")
         return value
 
+    def flat(self) -> Dict[str, Any]:
+        """All settings as JSON has them, by dotted names."""
+        return _flat(self.model_dump(mode="json"))
+
+
+def _flat(table: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
+    flat: Dict[str, Any] = {}
+    for key, value in table.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
 
 def accepted_values(field: FieldInfo) -> str:
     """What a setting accepts, in words: `a number above 0`, `float16 or float32`, `text or none`."""

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
-from ipu_vit.run_folder import LineFile, LossFile
+from ipu_vit.run_folder import LineFile
 from ipu_vit.tracking.sink import Sink
 from ipu_vit.weights.atomic import replacing
 
@@ -20,17 +20,20 @@ class FiguresFile(Sink):
     """`figures.jsonl`, a JSON object for each time that figures come: what `report` draws."""
 
     def __init__(self, folder: Path, from_update: int) -> None:
-        self._file = LossFile(folder, from_update, FIGURES)
+        kept = [line for line in read_figures(folder) if line["update"] <= from_update]
+        with replacing(str(folder / FIGURES)) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = LineFile(folder / FIGURES)
 
     def figures(self, update: int, values: Dict[str, float]) -> None:
-        self._file.add(update=update, **values)
+        self._file.add(json.dumps({"update": update, **values}))
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_figures(folder: Path) -> List[Dict[str, Any]]:
-    """The lines of `figures.jsonl`, as far as they are written; none if there is no such file."""
+    """The lines of `figures.jsonl` but for one in the making or cut off by a kill; none if there is no such file."""
     path = folder / FIGURES
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -65,6 +65,18 @@ def test_rule_11_1_processes_are_numbered_from_zero(process: int, processes: int
         poptorch.inferenceModel(Layers(), opts).compile(*data(1))
 
 
+def test_rule_11_2_popdist_knows_what_poprun_has_told(environment: Any) -> None:
+    """The second of two processes that share 8 replicas of 2 IPUs."""
+    for name, value in (("NUM_TOTAL_REPLICAS", 8), ("NUM_LOCAL_REPLICAS", 4), ("REPLICA_INDEX_OFFSET", 4),
+                        ("NUM_IPUS_PER_REPLICA", 2)):  # fmt: skip
+        environment(f"POPDIST_{name}", str(value))
+    assert popdist.isPopdistEnvSet()
+    assert (popdist.getInstanceIndex(), popdist.getNumInstances()) == (1, 2)
+    assert (popdist.getNumLocalReplicas(), popdist.getNumTotalReplicas(), popdist.getNumIpusPerReplica()) == (4, 8, 2)
+    opts = popdist.poptorch.Options(ipus_per_replica=2)
+    assert process_of(opts) == (1, 2) and opts.replication_factor == 4
+
+
 def test_rule_11_2_popdist_sees_one_process() -> None:
     assert not popdist.isPopdistEnvSet()
     popdist.init()
@@ -109,10 +121,11 @@ def test_rule_11_2_a_replica_has_no_more_ipus_than_it_was_given() -> None:
         training(opts, ipus=2).compile(*data(3))
 
 
-def test_rule_11_3_training_stays_in_one_process() -> None:
+def test_rule_11_3_training_needs_the_other_processes() -> None:
+    """That it trains with them is shown in `tests/distributed`."""
     opts = options()
     opts.Distributed.configureProcessId(1, 2)
-    with pytest.raises(poptorch.Error, match="Training in 2 processes cannot be emulated"):
+    with pytest.raises(poptorch.Error, match="Horovod is missing|as process 1 of 2, but Horovod as 0 of 1"):
         training(opts).compile(*data(1))
     poptorch.inferenceModel(Layers(), opts)(*data(1))
 

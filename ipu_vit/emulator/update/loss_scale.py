@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.options import Options
-from ipu_vit.emulator.update.reduction import reduce_over_processes
+from ipu_vit.emulator.update.reduction import sum_over_processes
 
 _LARGEST_HALF = 65504.0
 _LARGEST_SCALE = 2.0**15
@@ -65,7 +65,9 @@ class AutomaticLossScale:
         self._updates += 1
         if not counted:
             return
-        below, above = reduce_over_processes(self._counts, self._options).tolist()
+        if self._options.Distributed.numProcesses > 1:
+            sum_over_processes([self._counts])
+        below, above = self._counts.tolist()
         self._counts = torch.zeros(2, dtype=torch.float32)
         self.factor.mul_(0.5 if above > self._threshold * (below + above) else 2.0)
         self.factor.clamp_(max=_LARGEST_SCALE / abs(loss_scaling))

@@ -91,7 +91,7 @@ class WeightUpdate:
     @torch.no_grad()
     def apply(self, replicas: Sequence[Accumulators], bits: Optional[BitStream]) -> None:
         """Reduce over the replicas that share these weights, and update the weights in place."""
-        sums = [self._reduce(position, replicas, bits) for position in range(len(self._rules))]
+        sums = self._reduce(replicas, bits)
         divisor = self.loss_scale * (self._total(replicas) * self._steps if self._mean and not self._running else 1)
         factor = 1.0
         for rule in self._rules:
@@ -107,15 +107,15 @@ class WeightUpdate:
         if self._automatic is not None:
             self._automatic.update(self.attributes.loss_scaling)
 
-    def _reduce(self, position: int, replicas: Sequence[Accumulators], bits: Optional[BitStream]) -> Tensor:
-        """One bucket's sums, or means, over all replicas of all processes."""
-        rule = self._rules[position]
-        mean = self._mean and (self._running or rule.accumulates_velocity)
-        total = all_reduce([each.sums[position] for each in replicas], mean, self._options, bits)
-        if rule.accumulates_velocity and not mean:
-            # Every replica has started from the velocity, which belongs into the sum only once.
-            total.sub_(rule.state["Accl"], alpha=self._total(replicas) - 1)
-        return total
+    def _reduce(self, replicas: Sequence[Accumulators], bits: Optional[BitStream]) -> List[Tensor]:
+        """Each bucket's sums, or means, over all replicas of all processes."""
+        means = [self._mean and (self._running or rule.accumulates_velocity) for rule in self._rules]
+        totals = all_reduce([each.sums for each in replicas], means, self._options, bits)
+        for rule, total, mean in zip(self._rules, totals, means):
+            if rule.accumulates_velocity and not mean:
+                # Every replica has started from the velocity, which belongs into the sum only once.
+                total.sub_(rule.state["Accl"], alpha=self._total(replicas) - 1)
+        return totals
 
     def _total(self, replicas: Sequence[Accumulators]) -> int:
         return len(replicas) * int(self._options.Distributed.numProcesses)
