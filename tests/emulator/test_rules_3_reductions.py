@@ -66,7 +66,9 @@ def test_rule_3_2_mean_divides_by_steps_and_replicas_and_sum_by_neither(
 def test_rule_3_2_a_replica_alone_keeps_its_sums() -> None:
     """Over several processes: see `tests/distributed`."""
     sums = [torch.randn(7), torch.randn(3)]
-    assert all(ours is theirs for ours, theirs in zip(all_reduce([sums], [True, False], poptorch.Options(), None), sums))
+    assert all(
+        ours is theirs for ours, theirs in zip(all_reduce([sums], [True, False], poptorch.Options(), None), sums)
+    )
 
 
 def half_weights(strategy: Any, gradients: List[float], replicas: int = 1, **values: Any) -> Any:
