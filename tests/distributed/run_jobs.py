@@ -1,0 +1,31 @@
+"""One of several processes that run commands of the package, one after the other; see `launching`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+from ipu_vit import agreement
+from ipu_vit.__main__ import main
+
+folder, rank = Path(sys.argv[1]), os.environ["HOROVOD_RANK"]
+own = folder / f"process-{rank}"
+own.mkdir(exist_ok=True)
+os.chdir(own)
+results = []
+for job in json.loads((folder / "jobs.json").read_text()):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        stack.enter_context(mock.patch.dict(os.environ, job.get("environment", {}).get(rank, {})))
+        if job.get("other_code") == rank:
+            stack.enter_context(mock.patch.object(agreement, "_code", lambda: "f" * 64))
+        code = main([*job["arguments"], *job.get("extra", {}).get(rank, [])])
+    results.append((code, out.getvalue(), err.getvalue()))
+(folder / f"results-{rank}.json").write_text(json.dumps(results))

@@ -1,0 +1,150 @@
+"""The same global batches on 1 process with 4 replicas, 2 with 2, 4 with 1: the same run.
+
+What they are measured by is the single process, which other tests compare with plain PyTorch. Sums are
+taken in another order, so float32 weights may differ by 1e-6 of their length after 20 updates, dropout
+and mixing included. With float16 weights, of which a rounding to another neighbour is 1e-3, it is 5e-3.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+import torch
+from launching import Ended, run_jobs
+from tiny_runs import tiny_preset
+
+from ipu_vit.__main__ import main
+from ipu_vit.checkpoint import Checkpoint, Checkpoints
+from ipu_vit.tracking.files import read_figures
+
+UPDATES = 20
+PLAIN = ["precision=float32", "optimizer.accumulator_type=float32", "optimizer.velocity_type=float32",
+         "pipeline.partials=float32", "schedule.updates=20", "schedule.warmup=2", "checkpoint.every=5",
+         "checkpoint.keep=9", "pipeline.replicas=4"]  # fmt: skip
+
+CASES = {
+    "no accumulation": [*PLAIN, "pipeline.global_batch=8", "model.attention_dropout=0.1"],
+    "accumulation": [
+        *PLAIN, "pipeline.global_batch=24", "pipeline.device_iterations=2", "augmentation.mixup=0.3",
+        "augmentation.repeats=2", "averaging.decay=0.9", "averaging.every=2", "data.workers=1", "evaluation.every=10",
+    ],
+    "sharding": [
+        *PLAIN, "pipeline.global_batch=16", "pipeline.replicated_tensor_sharding=true", "optimizer.name=adamw",
+        "optimizer.max_grad_norm=1", "optimizer.eps=0.001", "schedule.lr=0.001",
+        "optimizer.first_moment_type=float32", "optimizer.second_moment_type=float32",
+    ],
+    "halves": [
+        "precision=float16", "schedule.updates=20", "pipeline.replicas=4", "pipeline.global_batch=16",
+        "optimizer.automatic_loss_scaling=true", "optimizer.loss_scaling=16", "pipeline.stochastic_rounding=true",
+    ],
+}  # fmt: skip
+TOLERANCE = {"halves": 5e-3}
+ELASTIC = [*PLAIN, "pipeline.global_batch=8", "model.dropout=0"]
+
+
+def tensors(value: Any, name: str = "") -> Dict[str, torch.Tensor]:
+    """All tensors in a nested value, by their paths."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    found: Dict[str, torch.Tensor] = {}
+    for key, item in value.items() if isinstance(value, dict) else ():
+        found.update(tensors(item, f"{name}.{key}"))
+    return found
+
+
+def distance(ours: Dict[str, torch.Tensor], theirs: Dict[str, torch.Tensor]) -> float:
+    """The difference of all tensors laid end to end, as a share of their length."""
+    assert ours.keys() == theirs.keys() and ours
+    right = torch.cat([tensor.double().flatten() for tensor in theirs.values()])
+    return float((torch.cat([ours[name].double().flatten() for name in theirs]) - right).norm() / right.norm())
+
+
+def end_of(folder: Path) -> Checkpoint:
+    checkpoint = Checkpoints(folder / "checkpoints", keep=9).latest()
+    assert checkpoint is not None and checkpoint.update == UPDATES
+    return checkpoint
+
+
+def cut(folder: Path, update: int) -> None:
+    """Leave a run as it was after an update."""
+    checkpoints = Checkpoints(folder / "checkpoints", keep=9)
+    for later in checkpoints.updates():
+        if later > update:
+            checkpoints.path(later).unlink()
+    assert checkpoints.updates()[-1] == update
+
+
+class Runs:
+    """Every case with 1, 2 and 4 processes, and a run that is continued by the one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.preset = tiny_preset(folder)
+        self.own = folder / "process-0"
+        self.own.mkdir()
+        self.ended: Dict[int, List[List[Ended]]] = {}
+        for name, overrides in CASES.items():
+            assert main(self.train(*overrides, f"output={self.own}/{name} 1")) == 0
+        assert main(self.train(*ELASTIC, f"output={self.own}/elastic")) == 0
+        shutil.copytree(self.own / "elastic", self.own / "uninterrupted")
+        cut(self.own / "elastic", 5)
+        self.several(2)
+        cut(self.own / "elastic", 10)
+        self.several(4)
+
+    def train(self, *overrides: str) -> List[str]:
+        return ["train", str(self.preset), *overrides]
+
+    def several(self, count: int) -> None:
+        jobs = [{"arguments": self.train(*CASES[name], f"output={name} {count}")} for name in CASES]
+        self.ended[count] = run_jobs(count, self.folder, [*jobs, {"arguments": self.train(*ELASTIC, "output=elastic")}])
+        assert [[each.code for each in job] for job in self.ended[count]] == [[0] * count] * (len(CASES) + 1), (
+            self.ended[count]
+        )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("layouts"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_any_layout_is_the_same_run(runs: Runs, name: str, processes: int) -> None:
+    one, several = runs.own / f"{name} 1", runs.own / f"{name} {processes}"
+    ours, theirs = end_of(several), end_of(one)
+    tolerance = TOLERANCE.get(name, 1e-6)
+    assert distance(ours.model, theirs.model) <= tolerance
+    assert distance(tensors(ours.average), tensors(theirs.average)) <= tolerance if theirs.average else True
+    assert distance(tensors(ours.optimizer), tensors(theirs.optimizer)) <= 30 * tolerance
+    for our, their in zip(read_figures(several), read_figures(one)):
+        assert our.keys() == their.keys() and our["update"] == their["update"]
+        for key in set(our) & {"train/loss", "train/accuracy", "train/lr", "train/epoch"}:
+            assert our[key] == pytest.approx(their[key], abs=3 * tolerance)
+    if name not in TOLERANCE:
+        assert (several / "result.json").read_text() == (one / "result.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_any_layout(runs: Runs) -> None:
+    """After 5 updates of one process 5 of two, then 10 of four."""
+    ours, theirs = end_of(runs.own / "elastic"), end_of(runs.own / "uninterrupted")
+    assert distance(ours.model, theirs.model) <= 1e-6
+    log = (runs.own / "elastic" / "train.log").read_text()
+    assert "with 2 processes in place of 1: the same run within rounding" in log
+    assert "with 4 processes in place of 2: the same run within rounding" in log
+    assert [line["update"] for line in read_figures(runs.own / "elastic") if "train/loss" in line] == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_only_process_0_writes_and_tells(runs: Runs) -> None:
+    for count, jobs in runs.ended.items():
+        for job in jobs:
+            assert "Valid Accuracy" in job[0].out
+            assert all(each.out == each.err == "" for each in job[1:])
+        for rank in range(1, count):
+            assert list((runs.folder / f"process-{rank}").iterdir()) == []
