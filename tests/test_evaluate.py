@@ -57,7 +57,7 @@ def settings_with(micro_batch: int, layers_per_ipu: List[int]) -> Settings:
         precision="float32",
         model={"image_size": 8, "patch_size": 4, "width": 16, "depth": 4, "heads": 2, "mlp_width": 32,
                "classes": CLASSES, "dropout": 0.5},
-        data={"source": "generated", "evaluation_resize": 8, "mean": (100.0, 110.0, 120.0), "std": (50.0, 60.0, 70.0)},
+        data={"source": "generated", "generated_size": None, "mean": (100.0, 110.0, 120.0), "std": (50.0, 60.0, 70.0)},
         pipeline={"layers_per_ipu": layers_per_ipu, "available_memory_proportion": [0.3]},
         evaluation={"micro_batch": micro_batch},
     )  # fmt: skip

@@ -69,11 +69,19 @@ def test_evaluation() -> None:
     assert evaluation_transform(settings("data.evaluation_resize=none")) == EvaluationTransform(None, 224)
 
 
-def test_generated_images_stay_as_they_are() -> None:
-    image, generated = np.asarray(photograph(0, 32, 32)), settings("data=generated", "augmentation.policy=randaugment")
+def test_generated_images_are_changed_as_others() -> None:
+    changes = ["augmentation.policy=randaugment", "data.evaluation_resize=256"]
+    theirs, ours = settings(*changes), settings("data=generated", *changes)
+    assert training_transform(ours) == training_transform(theirs)
+    assert evaluation_transform(ours) == evaluation_transform(theirs)
+
+
+@pytest.mark.parametrize("source", [["data=generated", "data.generated_size=none"], ["data=synthetic"]])
+def test_images_that_are_prepared_stay_as_they_are(source: List[str]) -> None:
+    image, prepared = np.asarray(photograph(0, 32, 32)), settings(*source, "augmentation.policy=randaugment")
     for result in (
-        training_transform(generated)(Pixels(image), np.random.default_rng(0)),
-        evaluation_transform(generated)(image),
+        training_transform(prepared)(Pixels(image), np.random.default_rng(0)),
+        evaluation_transform(prepared)(image),
     ):
         np.testing.assert_array_equal(result, channels_first(image))
 
