@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from tiny_runs import CPU, plain_model, random_weights, sentence, tiny_preset, t
 
 from ipu_vit.__main__ import main
 from ipu_vit.build import build_model
+from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
 from ipu_vit.report import Report
 from ipu_vit.settings import Settings
@@ -153,3 +156,22 @@ def test_unreadable_validation_image_after_training(
     assert (preset.parent / "run/predictions.png").exists() == (code == 0)
     output = capsys.readouterr()
     assert str(broken) in (output.err if code else output.out)
+
+
+# --- workers that are killed -------------------------------------------------------------------------
+
+
+class Deadly(Pictures):
+    """Kills the process that asks for the last image, as the kernel does when memory runs out."""
+
+    def load(self, index: int) -> np.ndarray:
+        if index == len(self) - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.pixels(index)
+
+
+def test_a_killed_worker_ends_an_evaluation_with_advice() -> None:
+    settings = settings_with(2, [2, 2])
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 1})})
+    with pytest.raises(UserError, match=r"data\.workers=1: .*killed.*fewer workers"):
+        Evaluator(settings, CPU, Deadly(200)).score(build_model(settings).state_dict(), Report())

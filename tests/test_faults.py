@@ -15,7 +15,7 @@ from typing import Any, List
 import pytest
 import torch
 from test_resume import assert_equal
-from tiny_runs import command, contents, losses, run, sentence, tiny_preset
+from tiny_runs import command, contents, losses, sentence, tiny_preset
 
 import ipu_vit.report
 import ipu_vit.train
@@ -130,7 +130,7 @@ def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(preset: Path, caps
 # --- disks -------------------------------------------------------------------------------------------
 
 
-def test_output_on_a_disk_that_has_become_read_only(preset: Path) -> None:
+def test_output_on_a_disk_that_has_become_read_only(preset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     disk = preset.parent / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True).returncode:
@@ -139,12 +139,14 @@ def test_output_on_a_disk_that_has_become_read_only(preset: Path) -> None:
         assert train(preset, f"output={disk}/run", "schedule.updates=4") == 0
         saved = contents(disk)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        capsys.readouterr()
         for overrides in ([], ["fresh=true"]):
-            result = run(command(preset, f"output={disk}/run", "schedule.updates=4", *overrides))
-            assert result.returncode == 2
-            assert "Read-only file system" in sentence(result.stderr) and str(disk) in result.stderr
-        result = run(command(preset, f"output={disk}/another"))
-        assert f"output={disk}/another cannot be made a folder: Read-only file system" in sentence(result.stderr)
+            assert train(preset, f"output={disk}/run", "schedule.updates=4", *overrides) == 2
+            said = sentence(capsys.readouterr().err)
+            assert "Read-only file system" in said and str(disk) in said
+        assert train(preset, f"output={disk}/another") == 2
+        said = sentence(capsys.readouterr().err)
+        assert f"output={disk}/another cannot be made a folder: Read-only file system" in said
         assert contents(disk) == saved
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)

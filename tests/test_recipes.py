@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
@@ -18,6 +19,8 @@ from tiny_runs import CPU, losses
 
 from ipu_vit.build import build_model
 from ipu_vit.config import list_presets, load_settings, presets_folder
+from ipu_vit.data.augment import TrainingTransform
+from ipu_vit.data.transforms import training_transform
 from ipu_vit.report import Report, show_plan
 from ipu_vit.settings import Section, Settings
 from ipu_vit.train import train
@@ -330,6 +333,14 @@ def test_shrinking_leaves_everything_but_sizes(name: str) -> None:
     assert small.pipeline.batch_plan().accumulation == 2 * small.pipeline.ipus - 1
     assert small.schedule.updates <= 4
     assert (small.name, small.output) == (f"{name}_shrunk", f"runs/{name}_shrunk")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_shrunken_runs_change_images_as_their_presets_do(name: str) -> None:
+    full, small = (training_transform(load_settings(name, [f"shrink={shrink}"])) for shrink in ("false", "true"))
+    assert isinstance(full, TrainingTransform) and isinstance(small, TrainingTransform)
+    assert type(small.crop) is type(full.crop)
+    assert replace(small, image_size=full.image_size, crop=full.crop) == full
 
 
 @pytest.mark.parametrize("name", PRESETS)
