@@ -20,7 +20,7 @@ from ipu_vit.data.sources import open_split
 from ipu_vit.report import HostStep, Report
 from ipu_vit.settings import DataSettings
 
-PIXELS = np.random.default_rng(0).integers(256, size=(20, 24, 3), dtype=np.uint8)
+PIXELS = np.random.default_rng(0).integers(256, size=(4, 5, 3), dtype=np.uint8)
 PHOTOGRAPH = Image.fromarray(PIXELS).resize((48, 40), Image.Resampling.BICUBIC)
 
 
@@ -56,7 +56,7 @@ READABLE: Dict[str, bytes] = {
     "grey.jpg": encoded(PHOTOGRAPH.convert("L"), "JPEG"),
     "progressive.jpg": encoded(PHOTOGRAPH, "JPEG", progressive=True),
     "rotated.jpg": rotated(),
-    "palette.png": encoded(PHOTOGRAPH.quantize(32), "PNG"),
+    "palette.png": encoded(PHOTOGRAPH.quantize(256), "PNG"),
     "transparent.png": encoded(PHOTOGRAPH.convert("RGBA"), "PNG"),
     "deep.png": encoded(DEEP, "PNG"),
     "deep.tiff": encoded(DEEP, "TIFF"),

@@ -195,7 +195,7 @@ def _index(path: Path, setting: str, images: int) -> np.ndarray:
         index = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except OSError as error:
         raise UserError(f"{setting}: {path} cannot be read ({error.strerror or error}); {_CURE}") from error
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # NumPy's parser of headers lets all kinds of exceptions through
         raise UserError(f"{setting}: {path} is damaged; {_CURE}") from error
     if index.dtype != RECORD or index.shape != (images,):
         raise UserError(f"{setting}: {path} is not the index of {images} images; {_CURE}")

@@ -13,7 +13,7 @@ from ipu_vit.data.loader import training_loader
 from ipu_vit.options import training_options
 from ipu_vit.settings import Settings
 
-UPDATES, FIRST = 8, 2
+UPDATES, FIRST = 8, 4
 PLAIN: Dict[str, Any] = {"micro_batch": 2, "replicas": 1, "device_iterations": 1, "prefetch_depth": 3}
 
 
@@ -63,9 +63,9 @@ def updates(workers: int = 0, **pipeline: Any) -> List[List[Tuple[bytes, int, by
     "changes",
     [
         {"replicas": 2},
-        {"replicas": 3, "micro_batch": 4},
+        {"replicas": 4, "micro_batch": 3},
         {"micro_batch": 12},
-        {"device_iterations": 3},
+        {"device_iterations": 4},
         {"workers": 1, "prefetch_depth": 1},
         {"workers": 2, "prefetch_depth": 5, "replicas": 2, "device_iterations": 2},
     ],
