@@ -137,7 +137,7 @@ def test_every_damaged_image_is_found(packs: Path, capsys: pytest.CaptureFixture
         (lambda val: os.truncate(val / "shard-00000.tar", 700), "/val/shard-00000.tar has 700 bytes instead of"),
         (lambda val: (val / "shard-00000.tar").unlink(), "/val/shard-00000.tar cannot be read (No such file"),
         (lambda val: flip(val / "names.txt", 5), "/val/names.txt is damaged: it does not match its checksum"),
-        (lambda val: flip(val / "index.npy", -4 * 40 + 24), "/val/shard-00000.tar is damaged: image 0 does not match its checksum"),
+        (lambda val: flip(val / "index.npy", -4 * 40 + 24), "/val/shard-00000.tar is damaged: image 0 does not"),
         (lambda val: flip(val / "index.npy", 150), "/val/index.npy is damaged"),
         (lambda val: (val / "pack.json").rename(val / "unfinished.json"), "/val is a pack that is not finished"),
         (lambda val: (val / "pack.json").write_text("{}"), "/val/pack.json is damaged"),

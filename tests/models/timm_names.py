@@ -54,7 +54,7 @@ MIXER: Renames = (
 
 def difference(ours: nn.Module, theirs: nn.Module, renames: Renames, image_size: int = 12) -> float:
     """The largest difference of two models' logits when theirs has random weights of ours."""
-    randomise(ours, std=0.3)
+    randomise(ours)
     theirs.load_state_dict(_renamed(ours.state_dict(), renames))
     return reference_models.difference(ours, theirs, image_size)
 
