@@ -94,7 +94,7 @@ def make_files(folder: Path, count: int) -> float:
             scene += (
                 np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)) / 255 - 0.5
             ) * strength
-        noise = rng.standard_normal((375, 500, 1)) * 11.5 + rng.standard_normal((375, 500, 3)) * 3
+        noise = rng.standard_normal((375, 500, 1)) * 15 + rng.standard_normal((375, 500, 3)) * 3
         pixels = np.clip(scene + noise + 120, 0, 255).astype(np.uint8)
         data = simplejpeg.encode_jpeg(pixels, int(rng.integers(90, 96)), colorsubsampling="420")
         (folder / f"{number:05}.JPEG").write_bytes(data)
