@@ -14,6 +14,7 @@ $caller plan PRESET               what would sit on which IPU
 $caller inspect-data PRESET       draw what the model will see, and time the loader
 $caller convert FILE DST --to FORMAT  write weights in another format
 $caller pack SRC DST              put the images of a data set into a few large files
+$caller verify-pack DST           compare a pack with its checksums
 $caller presets | models          list them
 $caller test [pytest options]     run the tests
 
@@ -123,7 +124,7 @@ test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
-train | evaluate | predict | report | plan | inspect-data | convert | pack | presets | models)
+train | evaluate | predict | report | plan | inspect-data | convert | pack | verify-pack | presets | models)
     prepare run
     exec "$venv/bin/python" -m ipu_vit "$@"
     ;;
