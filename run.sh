@@ -15,6 +15,7 @@ $caller inspect-data PRESET       draw what the model will see, and time the loa
 $caller convert FILE DST --to FORMAT  write weights in another format
 $caller pack SRC DST              put the images of a data set into a few large files
 $caller presets | models          list them
+$caller install-horovod           build Horovod, which training over several processes needs
 $caller test [pytest options]     run the tests
 
 Presets:
@@ -26,7 +27,8 @@ END
     cat <<END
 
 The first call installs what is needed into .venv. Environment variables: PYTHON (interpreter to make
-it with), VENV (another folder for it). Relative paths start at $PWD.
+it with), VENV (another folder for it), HVD (train or evaluate in several processes: HVD=2 in 2 of this
+host, HVD=host1:4,host2:4 with HVD_INTERFACE=eth0 in 4 of each). Relative paths start at $PWD.
 END
 }
 
@@ -111,6 +113,14 @@ prepare() { # sets $venv and installs the given requirements, if they are not th
     fi
 }
 
+start() { # a command of the package; in several processes, if HVD says so
+    local module=ipu_vit
+    if [ -n "${HVD:-}" ]; then
+        module=ipu_vit.launch
+    fi
+    exec "$venv/bin/python" -m "$module" "$@"
+}
+
 # Large tensors come and go in every update. By default malloc returns their memory to the system each time
 # and pays page faults for it again, 11 to 13 % of the time of a ViT-B/16 update on a CPU; so it keeps it.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456}
@@ -123,9 +133,18 @@ test)
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
+install-horovod)
+    prepare run
+    if "$venv/bin/python" -c 'import horovod.torch' 2>/dev/null; then
+        echo "run.sh: $venv has a Horovod that fits its torch already" >&2
+        exit
+    fi
+    install requirements-horovod.txt
+    exec scripts/install_horovod.sh "$venv"
+    ;;
 train | evaluate | predict | report | plan | inspect-data | convert | pack | presets | models)
     prepare run
-    exec "$venv/bin/python" -m ipu_vit "$@"
+    start "$@"
     ;;
 *)
     # Before anything is installed: is there such a preset?
@@ -133,6 +152,6 @@ train | evaluate | predict | report | plan | inspect-data | convert | pack | pre
         fail "there is no preset or command '$1'; '$caller' alone lists them"
     fi
     prepare run
-    exec "$venv/bin/python" -m ipu_vit train "$@"
+    start train "$@"
     ;;
 esac

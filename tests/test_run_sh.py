@@ -22,6 +22,10 @@ case "$*" in
 "-c import sys, venv"*) exit {unsupported} ;;
 "-c import sys; print"*) echo "{version}" ;;
 "-c import importlib"*) exit {poptorch_missing} ;;
+"-c import horovod.torch"*) exit "${{NO_HOROVOD:-0}}" ;;
+"-c import torch.utils.cpp_extension"*) echo "${{TORCHS_BUILDER:-}}" ;;
+"-c import sysconfig"*) dirname "$CALLS" ;;
+"-m pip download "*) exit 1 ;;
 "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
 "-m pip install "*) exit "${{PIP_STATUS:-0}}" ;;
 "-m pip list "*) printf 'numpy==1.23.5\npydantic==1.9.0\ntorch==2.0.1+cpu\n' ;;
@@ -38,10 +42,28 @@ class Checkout:
         self.folder.mkdir()
         self.bin.mkdir()
         shutil.copytree(ROOT / "configs", self.folder / "configs")
-        for file in ("run.sh", "requirements.txt", "requirements-sdk.txt", "requirements-test.txt"):
-            shutil.copy(ROOT / file, self.folder / file)
-        for tool in ("bash", "basename", "cat", "cmp", "cp", "dirname", "env", "grep", "mkdir", "sed"):
-            (self.bin / tool).symlink_to(str(shutil.which(tool)))
+        shutil.copytree(ROOT / "scripts", self.folder / "scripts")
+        for file in (ROOT / "run.sh", *ROOT.glob("requirements*.txt")):
+            shutil.copy(file, self.folder / file.name)
+        for tool in (
+            "bash",
+            "basename",
+            "cat",
+            "cmp",
+            "cp",
+            "dirname",
+            "env",
+            "grep",
+            "mkdir",
+            "rm",
+            "sed",
+            "sort",
+            "tail",
+        ):
+            self.add_tool(tool)
+
+    def add_tool(self, name: str) -> None:
+        (self.bin / name).symlink_to(str(shutil.which(name)))
 
     def add_python(self, path: Path, version: str = "3.11", unsupported: bool = False, poptorch: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +172,66 @@ def test_allocator_is_tuned_unless_it_is_already(ready: Checkout) -> None:
 def test_another_folder_for_the_environment(ready: Checkout) -> None:
     ready.run("quickstart", VENV="elsewhere")
     assert (ready.folder / "elsewhere").is_dir() and not (ready.folder / ".venv").exists()
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+def test_hvd_starts_the_launcher(ready: Checkout) -> None:
+    ready.run("quickstart", "seed=1", HVD="2")
+    assert ready.calls()[-1] == "python -m ipu_vit.launch train quickstart seed=1"
+    ready.run("evaluate", "runs/quickstart", HVD="a:4,b:4")
+    assert ready.calls()[-1] == "python -m ipu_vit.launch evaluate runs/quickstart"
+
+
+def test_horovod_that_is_there_is_left_alone(ready: Checkout, sdk: Dict[str, str]) -> None:
+    for variables in ({}, sdk):
+        ready.run("quickstart", **variables)
+        result = ready.run("install-horovod", **variables)
+        assert result.returncode == 0 and not ready.calls("pip")
+        assert result.stderr.splitlines()[-1].endswith("has a Horovod that fits its torch already")
+
+
+@pytest.fixture
+def without_horovod(ready: Checkout) -> Dict[str, str]:
+    """Variables of an environment without Horovod whose torch builds its extensions with C++17."""
+    builder = ready.folder.parent / "cpp_extension.py"
+    builder.write_text("flags = ['-std=c++14'] if old else ['-std=c++17']\n", encoding="utf-8")
+    return {"NO_HOROVOD": "1", "TORCHS_BUILDER": str(builder)}
+
+
+def test_tools_that_horovod_is_built_with_are_asked_for(ready: Checkout, without_horovod: Dict[str, str]) -> None:
+    result = ready.run("install-horovod", **without_horovod)
+    assert result.returncode == 2
+    assert result.stderr.endswith(
+        "install-horovod: building Horovod needs make and found none; install it and call again\n"
+    )
+    ready.add_tool("make")
+    result = ready.run("install-horovod", **without_horovod)
+    assert result.returncode == 2
+    assert "needs a C++ compiler that knows C++17, and 'g++' is none; install one" in result.stderr.splitlines()[-1]
+    assert not ready.calls("pip download")
+
+
+def test_environment_without_torch_gets_no_horovod(ready: Checkout, without_horovod: Dict[str, str]) -> None:
+    result = ready.run("install-horovod", NO_HOROVOD="1", TORCHS_BUILDER="/nowhere")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("install-horovod: Horovod is built for a torch, and ")
+
+
+def test_failed_build_leaves_its_log_and_nothing_else(ready: Checkout, without_horovod: Dict[str, str]) -> None:
+    compiler = ready.bin / "clang++"
+    compiler.write_text("#!/bin/bash\n", encoding="utf-8")
+    compiler.chmod(0o755)
+    ready.add_tool("make")
+    headers = ready.folder.parent / "Python.h"
+    headers.write_text("", encoding="utf-8")
+    result = ready.run("install-horovod", CXX="clang++", **without_horovod)
+    assert result.returncode == 2, result.stderr
+    venv = ready.folder / ".venv"
+    assert result.stderr.splitlines()[-1].endswith(f"building Horovod 0.28.1 failed, see above and {venv}/horovod.log")
+    assert (venv / "horovod.log").exists() and not (venv / "build-horovod").exists()
+    assert ready.calls("pip uninstall --yes --quiet horovod")
 
 
 # --- which Python --------------------------------------------------------------------------------
