@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -89,6 +90,28 @@ def test_ends_with_the_last_update() -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="global_batch=4 does not divide by processes=3"):
         samples_of(Numbers(10), last_update=1, processes=3)
+
+
+@unhurried
+@given(
+    seed=SEEDS,
+    processes=st.sampled_from([1, 2, 3, 6]),
+    accumulation=st.integers(1, 3),
+    micro_batch=st.integers(1, 3),
+    first_update=st.integers(0, 5),
+)
+def test_each_of_all_replicas_has_its_micro_batches(
+    seed: int, processes: int, accumulation: int, micro_batch: int, first_update: int
+) -> None:
+    """With 6 replicas, spread over any number of processes, the same one has the same images at each step."""
+    batch = {"global_batch": 6 * accumulation * micro_batch, "first_update": first_update, "seed": seed,
+             "last_update": first_update + 2}  # fmt: skip
+    whole = np.array(labels_of(samples_of(Numbers(17), **batch))).reshape(2, accumulation, 6, micro_batch)
+    own = 6 // processes
+    for process in range(processes):
+        part = samples_of(Numbers(17), **batch, process=process, processes=processes, turn=own * micro_batch)
+        found = np.array(labels_of(part)).reshape(2, accumulation, own, micro_batch)
+        assert (found == whole[:, :, process * own : (process + 1) * own]).all()
 
 
 # Worker processes
