@@ -86,8 +86,10 @@ def _predict(parsed: argparse.Namespace) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> None:
+    from ipu_vit import device
+
     settings = load_settings(parsed.preset, parsed.overrides)
-    _device(settings)
+    device.select(settings.device, settings.pipeline.ipus * settings.pipeline.replicas)
     from ipu_vit.build import build_model
     from ipu_vit.report import Report, show_plan
 

@@ -54,10 +54,9 @@ class Termination:
 
     def agreed(self, heard: bool = False) -> bool:
         """Whether all processes are to end, because one of them has heard SIGTERM, or of it in another way."""
-        if heard:
+        self._agreed = self._agreed or self._processes.any(self.heard or heard)
+        if self._agreed:
             self.heard = True
-        if not self._agreed and self._processes.any(self.heard):
-            self.heard = self._agreed = True
         return self._agreed
 
     def _hear(self, number: int, frame: Optional[FrameType]) -> None:

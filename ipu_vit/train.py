@@ -138,10 +138,9 @@ class Trainer:
                     self.evaluate()
                 if self._is_due(self.settings.checkpoint.every):
                     self.save()
-                if self.termination.agreed():
-                    break
             if self.executor.isCompiled() and self.saved != self.update:
                 self.save()
+            gather_unreadable(self.processes, self.record.unreadable)
 
     def host_steps(self) -> Generator[HostStep, None, None]:
         """Run host batches until the schedule ends, yielding the figures of each."""

@@ -260,7 +260,7 @@ def test_processes_share_replicas() -> None:
                 with pytest.raises(UserError) as caught:
                     pipeline.replicas_of_each(processes)
                 other_replicas = re.search(r"pipeline.replicas=([\d or]+)", str(caught.value).split(";")[1])
-                other_processes = re.search(r"start ([\d or]+) processes", str(caught.value))
+                other_processes = re.search(r"start ([\d or]+) process", str(caught.value))
                 assert other_replicas
                 for number in map(int, other_replicas[1].split(" or ")):
                     pipeline.model_copy(update={"replicas": number}).replicas_of_each(processes)

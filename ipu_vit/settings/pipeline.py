@@ -116,11 +116,12 @@ class PipelineSettings(Section):
         others = sorted(self.replicas // number for number in most if self.replicas % number == 0)
         hints = [
             f"write pipeline.replicas={' or '.join(map(str, near))}" if near else "",
-            f"start {' or '.join(map(str, others))} processes" if others else "",
+            f"start {' or '.join(map(str, others))} process{'es' if others != [1] else ''}" if others else "",
         ]
         raise UserError(
-            f"pipeline.replicas={self.replicas} of {self.ipus} IPUs cannot be shared by {processes} processes, each of "
-            f"which must have as many, on 1, 2, 4, ... {MOST_IPUS} IPUs; {', or '.join(filter(None, hints))}"
+            f"pipeline.replicas={self.replicas} of {self.ipus} IPUs do not go into {processes} "
+            f"process{'es' if processes > 1 else ''}: each must have as many, on 1, 2, 4, ... {MOST_IPUS} IPUs; "
+            f"{', or '.join(filter(None, hints))}"
         )
 
     def batch_plan(self) -> BatchPlan:

@@ -44,6 +44,7 @@ def ended(folder: Path) -> Dict[str, List[Ended]]:
         "unknown setting": {"arguments": [*train, "schedule.speed=1"]},
         "one replica": {"arguments": [*train, "pipeline.replicas=1"]},
         "good": {"arguments": [*train, "output=good"]},
+        "rehearsal": {"arguments": [*train, "rehearse=always"]},
         "scores": {"arguments": [*evaluation(folder), "--scores", "scores.json"]},
         "other run": {"arguments": [*train, "output=good", "schedule.lr=0.01"]},
         "unreadable": {"arguments": ["train", f"{folder}/broken/tiny.yml", *RUN, "output=unreadable"]},
@@ -62,9 +63,9 @@ def ended(folder: Path) -> Dict[str, List[Ended]]:
     ("other settings", 0, "process 1 of 2 has schedule.lr=0.06, but process 0 has 0.05: start all"),
     ("other code", 0, "process 1 of 2 has code of ipu_vit=ffffffffffff, but process 0 has"),
     ("unknown setting", 0, "unknown setting 'schedule.speed'"),
-    ("one replica", 0, "pipeline.replicas=1 of 1 IPUs cannot be shared by 2 processes"),
+    ("one replica", 0, "pipeline.replicas=1 of 1 IPUs do not go into 2 processes"),
     ("other run", 0, "holds a run with schedule.lr=0.05, not 0.01"),
-    ("unreadable", 1, "in process 1 of 2: data.root holds images that cannot be read, for example cat/0.JPEG"),
+    ("unreadable", 1, "in process 1 of 2: data.root holds images that cannot be read, for example "),
     ("poprun's replicas", 0, "pipeline.replicas=2, but poprun has started 2 instances for 4 replicas"),
 ])  # fmt: skip
 def test_all_end_and_one_tells_why(ended: Dict[str, List[Ended]], name: str, teller: int, words: str) -> None:
@@ -76,9 +77,18 @@ def test_all_end_and_one_tells_why(ended: Dict[str, List[Ended]], name: str, tel
 @pytest.mark.slow
 def test_images_are_left_out_and_told_of_wherever_they_were(folder: Path, ended: Dict[str, List[Ended]]) -> None:
     assert [each.code for each in ended["skipped"]] == [0, 0], ended["skipped"]
-    assert "1 unreadable images were left out:\n  cat/0.JPEG" in ended["skipped"][0].out
-    assert (folder / "process-0/skipped/unreadable.txt").read_text().splitlines()[0] == "cat/0.JPEG"
+    image = f"{folder}/broken/images/val/cat/0.JPEG"
+    assert f"1 unreadable images were left out:\n  {image}" in ended["skipped"][0].out
+    assert image in (folder / "process-0/skipped/unreadable.txt").read_text()
     assert json.loads((folder / "process-0/skipped/result.json").read_text())["images"] == 6
+
+
+@pytest.mark.slow
+def test_processes_rehearse_together(folder: Path, ended: Dict[str, List[Ended]]) -> None:
+    first, second = ended["rehearsal"]
+    assert first.code == second.code == 0 and second.out == first.err == second.err == ""
+    assert "The rehearsal of tiny has passed" in first.out and "7 images scored" not in first.out
+    assert "4 images scored" in first.out  # a host batch of 2 in each process
 
 
 @pytest.mark.slow

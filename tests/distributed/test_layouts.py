@@ -14,21 +14,24 @@ from typing import Any, Dict, List
 import pytest
 import torch
 from launching import Ended, run_jobs
-from tiny_runs import tiny_preset
+from tiny_runs import contents, tiny_preset
 
 from ipu_vit.__main__ import main
 from ipu_vit.checkpoint import Checkpoint, Checkpoints
 from ipu_vit.tracking.files import read_figures
 
 UPDATES = 20
-PLAIN = ["precision=float32", "optimizer.accumulator_type=float32", "optimizer.velocity_type=float32",
-         "pipeline.partials=float32", "schedule.updates=20", "schedule.warmup=2", "checkpoint.every=5",
-         "checkpoint.keep=9", "pipeline.replicas=4"]  # fmt: skip
+SGD = ["optimizer.velocity_type=float32"]
+PLAIN = [
+    "precision=float32", "optimizer.accumulator_type=float32", "pipeline.partials=float32", "schedule.updates=20",
+    "schedule.warmup=2", "checkpoint.every=5", "checkpoint.keep=9", "pipeline.replicas=4",
+]  # fmt: skip
+
 
 CASES = {
-    "no accumulation": [*PLAIN, "pipeline.global_batch=8", "model.attention_dropout=0.1"],
+    "no accumulation": [*PLAIN, *SGD, "pipeline.global_batch=8", "model.attention_dropout=0.1"],
     "accumulation": [
-        *PLAIN, "pipeline.global_batch=24", "pipeline.device_iterations=2", "augmentation.mixup=0.3",
+        *PLAIN, *SGD, "pipeline.global_batch=24", "pipeline.device_iterations=2", "augmentation.mixup=0.3",
         "augmentation.repeats=2", "averaging.decay=0.9", "averaging.every=2", "data.workers=1", "evaluation.every=10",
     ],
     "sharding": [
@@ -38,11 +41,11 @@ CASES = {
     ],
     "halves": [
         "precision=float16", "schedule.updates=20", "pipeline.replicas=4", "pipeline.global_batch=16",
-        "optimizer.automatic_loss_scaling=true", "optimizer.loss_scaling=16", "pipeline.stochastic_rounding=true",
+        "optimizer.loss_scaling=16", "pipeline.stochastic_rounding=true",
     ],
 }  # fmt: skip
 TOLERANCE = {"halves": 5e-3}
-ELASTIC = [*PLAIN, "pipeline.global_batch=8", "model.dropout=0"]
+ELASTIC = [*PLAIN, *SGD, "pipeline.global_batch=8", "model.dropout=0"]
 
 
 def tensors(value: Any, name: str = "") -> Dict[str, torch.Tensor]:
@@ -94,6 +97,10 @@ class Runs:
         self.several(2)
         cut(self.own / "elastic", 10)
         self.several(4)
+        shutil.copytree(self.own / "no accumulation 2", self.own / "resumed")
+        cut(self.own / "resumed", 10)
+        again = [self.train(*CASES["no accumulation"], f"output={output}") for output in ("resumed", "again")]
+        run_jobs(2, folder, [{"arguments": arguments} for arguments in again])
 
     def train(self, *overrides: str) -> List[str]:
         return ["train", str(self.preset), *overrides]
@@ -138,6 +145,15 @@ def test_a_run_goes_on_in_any_layout(runs: Runs) -> None:
     assert "with 2 processes in place of 1: the same run within rounding" in log
     assert "with 4 processes in place of 2: the same run within rounding" in log
     assert [line["update"] for line in read_figures(runs.own / "elastic") if "train/loss" in line] == list(range(1, 21))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resumed", "again"])
+def test_in_the_same_layout_it_is_the_same_to_the_last_bit(runs: Runs, name: str) -> None:
+    """With dropout, and continued after half of the updates."""
+    before, after = (contents(runs.own / folder / "checkpoints") for folder in ("no accumulation 2", name))
+    last = "update-00000020.safetensors"
+    assert before[last] == after[last]
 
 
 @pytest.mark.slow

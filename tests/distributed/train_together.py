@@ -56,6 +56,7 @@ def train(name: str, replicas: int, reduction: Any = poptorch.ReductionType.Mean
     model = Model(0.5 if name in ("dropout", "halves") else 0.0)
     if name == "halves":
         options.Precision.enableStochasticRounding(True)
+        options.Training.setAutomaticLossScaling(True)
         model = model.half()
     executor = poptorch.trainingModel(model, options, optimizer_of(name, model))
     for x, y in poptorch.DataLoader(options, examples(hvd.size()), batch_size=BATCH):
