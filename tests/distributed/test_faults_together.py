@@ -15,7 +15,7 @@ from ipu_vit.__main__ import main
 from ipu_vit.checkpoint import Checkpoints
 from ipu_vit.lock import FolderLock
 
-DISKS = {"read-only": "size=1m", "full": "size=20k", "filling": "size=700k"}
+DISKS = {"read-only": "size=1m", "full": "size=20k", "filling": "size=300k"}
 RUN = ["schedule.updates=8", "checkpoint.every=1", "checkpoint.keep=20", "pipeline.replicas=2"]
 
 
