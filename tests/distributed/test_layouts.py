@@ -32,7 +32,7 @@ CASES = {
     "no accumulation": [*PLAIN, *SGD, "pipeline.global_batch=8", "model.attention_dropout=0.1"],
     "accumulation": [
         *PLAIN, *SGD, "pipeline.global_batch=24", "pipeline.device_iterations=2", "augmentation.mixup=0.3",
-        "augmentation.repeats=2", "averaging.decay=0.9", "averaging.every=2", "data.workers=1", "evaluation.every=10",
+        "augmentation.repeats=2", "averaging.decay=0.9", "averaging.every=2", "evaluation.every=10",
     ],
     "sharding": [
         *PLAIN, "pipeline.global_batch=16", "pipeline.replicated_tensor_sharding=true", "optimizer.name=adamw",
