@@ -1,4 +1,4 @@
-"""A run of two processes that is killed or told to end, wherever it is, and started again ends as if nothing had happened."""
+"""A run of two processes that is killed, or told to end, and started again ends as if nothing had happened."""
 
 from __future__ import annotations
 
