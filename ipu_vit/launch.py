@@ -7,7 +7,8 @@ this knows its insides (version 0.28.1, its last):
 - the server where processes find each other listens on their interface, not on every one that there is;
 - no secrets of the environment are written into command lines, which anybody on the host can read;
 - SIGTERM and Ctrl-C go to the processes, which save; its own answer is to kill them after five seconds;
-- the exit code is that of the process that failed first, and there is no traceback of the launcher.
+- the exit code is that of the process that failed first, and there is no traceback of the launcher;
+- a host that does not answer is given up after ten seconds, not fifty.
 
 Each process gets its share of the cores (`OMP_NUM_THREADS`, unless that is set already).
 """
@@ -109,6 +110,7 @@ def launch(hosts: Hosts, interface: Optional[str], address: str, command: List[s
     exportable = gloo_run.env_util.is_exportable
     gloo_run.env_util.is_exportable = lambda name: exportable(name) and not names_secret(name)
     http_server.find_port = lambda make: _listen(make, address)
+    horovodrun.SSH_ATTEMPTS = 1  # of ten seconds each
     gloo_run.register_shutdown_event = lambda: _pass_signals_on(command)
     options = ["--gloo", "--disable-cache", "-np", str(hosts.total), "-H", hosts.text]
     if interface is not None:
@@ -117,10 +119,11 @@ def launch(hosts: Hosts, interface: Optional[str], address: str, command: List[s
     try:
         horovodrun.run_commandline()
     except RuntimeError as error:
-        failed = re.search(r"^Exit code: (\d+)$", str(error), re.MULTILINE)
-        if failed is None:  # before there were processes: a host that does not answer
-            raise UserError(f"HVD={os.environ['HVD']}: {error}") from None
-        return int(failed[1])
+        failed = re.search(r"^Exit code: (-?\d+)$", str(error), re.MULTILINE)
+        if failed is None:  # before there were processes: a host that does not answer, which has been named
+            raise UserError(f"HVD={os.environ['HVD']}: {error}, see above") from None
+        code = int(failed[1])
+        return code if code > 0 else 128 - code  # as shells have it: negative if a signal has ended horovodrun's part
     return 0
 
 

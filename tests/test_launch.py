@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,22 @@ def test_command_that_the_processes_refuse(horovod: None) -> None:
         env=environment(HVD="2"), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and "no_such_preset" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("hosts", ["nohost.invalid:1,localhost:1", "localhost:1,nohost.invalid:1"])
+def test_host_that_does_not_answer_is_named(horovod: None, hosts: str) -> None:
+    import psutil
+
+    interfaces = [
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(each.family == socket.AF_INET and each.address != LOOPBACK for each in addresses)
+    ]
+    if not interfaces:
+        pytest.skip("this host has no network")
+    done = subprocess.run(
+        [sys.executable, "-m", "ipu_vit.launch", "train", "quickstart"],
+        env=environment(HVD=hosts, HVD_INTERFACE=interfaces[0]), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and "nohost.invalid" in done.stdout
+    assert done.stderr == f"error: HVD={hosts}: could not connect to some hosts via ssh, see above\n"

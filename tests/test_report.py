@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from pathlib import Path
 from typing import List
 
@@ -46,6 +47,13 @@ def test_score_reads_as_it_was() -> None:
     assert "Valid Accuracy: 0.98123" in str(score)
     assert figures(ACCURACY, str(score)) == [0.98123]
     assert not figures(LOSS, str(score)) and not figures(THROUGHPUT, str(score))
+
+
+def test_time_left_is_told_by_a_clock_that_never_jumps() -> None:
+    with Report(console=Console(file=io.StringIO(), force_terminal=True)).progress("training", total=2) as bar:
+        before = time.monotonic()
+        told = bar.get_time()
+        assert before <= told <= time.monotonic()
 
 
 def test_output_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

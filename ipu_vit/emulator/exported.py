@@ -6,6 +6,7 @@ with PopTorch's own files, loading one runs code that its author chose, so load 
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,12 @@ def write_executable(filename: str, executable: Executable) -> None:
         ) from error
     path = Path(filename)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_MAGIC + contents)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write and read the same file
+    try:
+        part.write_bytes(_MAGIC + contents)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_executable(filename: str) -> Executable:

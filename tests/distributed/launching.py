@@ -40,8 +40,8 @@ class Ended(NamedTuple):
 def run_jobs(count: int, folder: Path, jobs: Sequence[Dict[str, Any]]) -> List[List[Ended]]:
     """Run commands of the package, one after the other, in that many processes; for each job how it ended in each.
 
-    A job has the `arguments`, and by the process's number others that follow them (`extra`) or variables of
-    the environment. Process N works in the folder `process-N`.
+    A job has the `arguments`, and by the process's number others that follow them (`extra`), variables of the
+    `environment`, or names of what it has otherwise than the rest (`other`). Process N works in the folder `process-N`.
     """
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))

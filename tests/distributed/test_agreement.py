@@ -40,7 +40,9 @@ def ended(folder: Path) -> Dict[str, List[Ended]]:
     train = ["train", f"{folder}/tiny.yml", *RUN]
     jobs: Dict[str, Any] = {
         "other settings": {"arguments": train, "extra": {"1": ["schedule.lr=0.06"]}},
-        "other code": {"arguments": train, "other_code": "1"},
+        "other code": {"arguments": train, "other": {"1": ["code"]}},
+        "other Python": {"arguments": train, "other": {"1": ["Python"]}},
+        "other torch": {"arguments": train, "other": {"1": ["torch"]}},
         "unknown setting": {"arguments": [*train, "schedule.speed=1"]},
         "one replica": {"arguments": [*train, "pipeline.replicas=1"]},
         "good": {"arguments": [*train, "output=good"]},
@@ -62,6 +64,8 @@ def ended(folder: Path) -> Dict[str, List[Ended]]:
 @pytest.mark.parametrize("name, teller, words", [
     ("other settings", 0, "process 1 of 2 has schedule.lr=0.06, but process 0 has 0.05: start all"),
     ("other code", 0, "process 1 of 2 has code of ipu_vit=ffffffffffff, but process 0 has"),
+    ("other Python", 0, "process 1 of 2 has Python=3.7.0, but process 0 has"),
+    ("other torch", 0, "process 1 of 2 has torch=1.0.0, but process 0 has"),
     ("unknown setting", 0, "unknown setting 'schedule.speed'"),
     ("one replica", 0, "pipeline.replicas=1 of 1 IPUs do not go into 2 processes"),
     ("other run", 0, "holds a run with schedule.lr=0.05, not 0.01"),
