@@ -44,6 +44,7 @@ class Checkpoint:
     best_accuracy: Optional[float] = None
     average: Optional[Dict[str, Any]] = None
     layout: Optional[Dict[str, Any]] = None  # see `ipu_vit.layout`; earlier versions have none
+    images: Optional[int] = None  # of the training data, whose order depends on how many there are
 
 
 class Checkpoints:
@@ -130,7 +131,14 @@ def _checkpoint(tensors: Dict[str, Tensor], state: Dict[str, Any]) -> Checkpoint
     model = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
     average = _unflatten(state.get("average"), tensors)  # earlier versions have none
     return Checkpoint(
-        state["update"], model, optimizer, state["rng_state"], state["best_accuracy"], average, state.get("layout")
+        state["update"],
+        model,
+        optimizer,
+        state["rng_state"],
+        state["best_accuracy"],
+        average,
+        layout=state.get("layout"),
+        images=state.get("images"),
     )
 
 
@@ -159,6 +167,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "best_accuracy": checkpoint.best_accuracy,
         "average": _flatten(checkpoint.average, "average", tensors),
         "layout": checkpoint.layout,
+        "images": checkpoint.images,
     }
     return save(tensors, metadata={_STATE: json.dumps(state)})  # one entry, as several come in any order
 

@@ -113,6 +113,12 @@ class Trainer:
             if self.update < updates
             else f"all {updates} updates are done already; fresh=true trains anew"
         )
+        images = len(self.sources.training)
+        if checkpoint.images not in (None, images):
+            self.report.say(
+                f"the training data have {images} images, and had {checkpoint.images} when the checkpoint was saved: from "
+                "here on images come in another order"
+            )
         check_updates_left(self.settings, self.update)
         self.other_layout = changes(self.settings, checkpoint.layout, self.processes.size)
         if self.other_layout:
@@ -254,6 +260,7 @@ class Trainer:
             best_accuracy=self.best_accuracy,
             average=None if self.average is None else self.average.state_dict(),
             layout=layout_of(self.settings, self.processes.size),
+            images=len(self.sources.training),
         )
 
     def _random_states(self) -> List[int]:

@@ -183,3 +183,17 @@ def test_a_folder_that_is_gone_ends_the_run_with_a_sentence(
     assert main(["train", str(clean), "schedule.updates=8"]) == 2
     said = sentence(capsys.readouterr().err)
     assert "data.root holds images that cannot be read" in said and "No such file" in said
+
+
+def test_images_that_are_added_before_a_run_continues_are_told_of(
+    clean: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = "the training data have 14 images, and had 13 when the checkpoint was saved"
+    said = []
+    for _ in range(2):
+        assert main(["train", str(clean)]) == 0
+        said.append(" ".join(capsys.readouterr().out.split()))
+    (clean.parent / "images/train/ant/9.JPEG").write_bytes(JPEG)
+    assert main(["train", str(clean)]) == 0
+    said.append(" ".join(capsys.readouterr().out.split()))
+    assert [added in each for each in said] == [False, False, True]
