@@ -116,8 +116,8 @@ class Trainer:
         images = len(self.sources.training)
         if checkpoint.images not in (None, images):
             self.report.say(
-                f"the training data have {images} images, and had {checkpoint.images} when the checkpoint was saved: from "
-                "here on images come in another order"
+                f"the training data have {images} images, and had {checkpoint.images} when the checkpoint was saved: "
+                "from here on images come in another order"
             )
         check_updates_left(self.settings, self.update)
         self.other_layout = changes(self.settings, checkpoint.layout, self.processes.size)
