@@ -14,6 +14,7 @@ $caller plan PRESET               what would sit on which IPU
 $caller inspect-data PRESET       draw what the model will see, and time the loader
 $caller convert FILE DST --to FORMAT  write weights in another format
 $caller pack SRC DST              put the images of a data set into a few large files
+$caller verify-pack DST           compare a pack with its checksums
 $caller presets | models          list them
 $caller install-horovod           build Horovod, which training over several processes needs
 $caller test [pytest options]     run the tests
@@ -142,7 +143,7 @@ install-horovod)
     install requirements-horovod.txt
     exec scripts/install_horovod.sh "$venv"
     ;;
-train | evaluate | predict | report | plan | inspect-data | convert | pack | presets | models)
+train | evaluate | predict | report | plan | inspect-data | convert | pack | verify-pack | presets | models)
     prepare run
     start "$@"
     ;;

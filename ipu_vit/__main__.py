@@ -130,6 +130,12 @@ def _pack(parsed: argparse.Namespace) -> None:
     )
 
 
+def _verify_pack(parsed: argparse.Namespace) -> None:
+    from ipu_vit.packing import verify_packs
+
+    verify_packs(parsed.folder)
+
+
 def _report(parsed: argparse.Namespace) -> None:
     from ipu_vit.page.page import write_page
 
@@ -231,6 +237,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resize", type=int, metavar="N", help="shrink larger images to N pixels at the shorter side")
     command.add_argument("--quality", type=int, metavar="Q", help="JPEG quality of images that are shrunk (90)")
     command.add_argument("--decoded", type=int, metavar="N", help="shrink as --resize does, and store pixels")
+
+    command = add("verify-pack", _verify_pack, "compare a pack with its checksums")
+    command.add_argument("folder", type=Path, help="folder of a pack, or of the packs of splits")
 
     command = add("report", _report, "make a page of a finished or running run")
     command.add_argument("folder", type=Path, help="folder of the run")

@@ -85,7 +85,7 @@ class TrainedModel:
         self.labels = labels
         self.remarks: List[str] = [*report.summary().splitlines(), *trained.remarks]
         self._untrained = report.replaced
-        data = self.settings.data.model_copy(update={"source": "folder"})  # generated images have the model's size
+        data = self.settings.data.model_copy(update={"source": "folder"})  # others may be prepared
         self._transform = evaluation_transform(self.settings.model_copy(update={"data": data}))
         self._normalise = Normalise(data.mean, data.std, torch.float32)
 

@@ -1,4 +1,4 @@
-"""The command that packs a data set (`ipu_vit.data.pack`)."""
+"""The commands that pack a data set (`ipu_vit.data.pack`), and verify packs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ipu_vit.data.pack import Storing, pack
+from ipu_vit.data.packed import PackedImages, is_pack
 from ipu_vit.data.part import name_of
 from ipu_vit.data.sources import DISTRIBUTED, open_split
 from ipu_vit.errors import UserError
@@ -45,6 +46,22 @@ def pack_splits(
             contents = pack(images, folder, storing, progress, threads=os.cpu_count() or 1)
         size = sum(contents.shards.values()) / 1e6
         console.print(f"packed: {len(contents.shards)} shards, {size:,.1f} MB", markup=False)
+
+
+def verify_packs(folder: Path) -> None:
+    """Compare the pack in a folder, or those of its splits, with their checksums.
+
+    Raises UserError for a folder without packs, and for the first damage that is found.
+    """
+    packs = [each for each in (folder, *sorted(folder.glob("*"))) if is_pack(each)]
+    if not packs:
+        raise UserError(f"{folder} holds no pack, nor folders of packs")
+    console = Console(highlight=False, soft_wrap=True)
+    for path in packs:
+        images = PackedImages(path, "verify-pack")
+        with _bar(console, len(images)) as progress:
+            images.verify(progress)
+        console.print(f"{path} is sound: {len(images):,} images", markup=False)
 
 
 def _storing(resize: Optional[int], quality: Optional[int], decoded: Optional[int]) -> Storing:

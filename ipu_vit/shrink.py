@@ -85,6 +85,7 @@ def _shrink_data(run: _Shrinking) -> None:
     run["data.source"] = "generated"
     if run["data.source"] == "generated":
         run["data.root"] = run["data.prepare"] = None
+        run["data.generated_size"] = (3 * run["model.image_size"] // 2, 2 * run["model.image_size"])
         run["data.generated_images"] = 2 * run["pipeline.global_batch"]
         run["model.classes"] = min(run["model.classes"], 10)
     if run["data.crop_resize"] is not None:

@@ -66,7 +66,7 @@ def train(settings: Settings, device: Device, processes: Processes = ALONE) -> O
 class Trainer:
     """One run: the model on its device, and how far it has come."""
 
-    def __init__(self, settings: Settings, device: Device, processes: Processes) -> None:
+    def __init__(self, settings: Settings, device: Device, processes: Processes = ALONE) -> None:
         self.settings = settings
         self.processes = processes
         self.plan = settings.pipeline.batch_plan()

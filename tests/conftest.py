@@ -7,11 +7,13 @@ thousands, so that is for looking for faults and not for saying whether a change
 from __future__ import annotations
 
 import os
+from typing import Iterator
 
 # Before torch is imported. Tests start processes of their own, and threads of several processes that
 # wait for each other on two cores take a hundred times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
 import ipu_vit.emulator
@@ -19,3 +21,11 @@ import ipu_vit.emulator
 ipu_vit.emulator.install()
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_outlives_a_power_cut() -> Iterator[None]:
+    """What tests write need not reach the disk, for which every run would wait seven times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield

@@ -7,11 +7,28 @@ from typing import Any, Dict, Sequence
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ipu_vit.weights.formats import open_weights
 
 SIZES: Dict[str, Any] = dict(image_size=12, patch_size=4, width=12, depth=2, heads=3, mlp_width=20, classes=5)
+
+
+@st.composite
+def tiny_sizes(draw: Any) -> Dict[str, Any]:
+    """Sizes of a tiny model of ours, as its keywords; a `representation` or none."""
+    heads, patch_size = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    return dict(
+        heads=heads,
+        width=heads * draw(st.integers(1, 4)),
+        depth=draw(st.integers(1, 12)),
+        mlp_width=draw(st.integers(1, 9)),
+        classes=draw(st.integers(1, 6)),
+        patch_size=patch_size,
+        image_size=patch_size * draw(st.integers(1, 3)),
+        representation=draw(st.one_of(st.none(), st.integers(1, 6))),
+    )
 
 
 def transformers_config(sizes: Dict[str, Any], **changes: Any) -> Any:

@@ -12,21 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tiny_runs import complaint
 
 from ipu_vit.config import load_settings, save_settings
 from ipu_vit.errors import UserError
 from ipu_vit.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-
-
-def complaint(preset: Any, *overrides: str) -> str:
-    """The one sentence that a wrong setting gets."""
-    with pytest.raises(UserError) as caught:
-        load_settings(str(preset), overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from tiny_runs import CPU, plain_model, random_weights, sentence, tiny_preset, t
 
 from ipu_vit.__main__ import main
 from ipu_vit.build import build_model
+from ipu_vit.errors import UserError
 from ipu_vit.evaluate import Evaluator
 from ipu_vit.report import Report
 from ipu_vit.settings import Settings
@@ -57,7 +60,7 @@ def settings_with(micro_batch: int, layers_per_ipu: List[int]) -> Settings:
         precision="float32",
         model={"image_size": 8, "patch_size": 4, "width": 16, "depth": 4, "heads": 2, "mlp_width": 32,
                "classes": CLASSES, "dropout": 0.5},
-        data={"source": "generated", "evaluation_resize": 8, "mean": (100.0, 110.0, 120.0), "std": (50.0, 60.0, 70.0)},
+        data={"source": "generated", "generated_size": None, "mean": (100.0, 110.0, 120.0), "std": (50.0, 60.0, 70.0)},
         pipeline={"layers_per_ipu": layers_per_ipu, "available_memory_proportion": [0.3]},
         evaluation={"micro_batch": micro_batch},
     )  # fmt: skip
@@ -153,3 +156,22 @@ def test_unreadable_validation_image_after_training(
     assert (preset.parent / "run/predictions.png").exists() == (code == 0)
     output = capsys.readouterr()
     assert str(broken) in (output.err if code else output.out)
+
+
+# --- workers that are killed -------------------------------------------------------------------------
+
+
+class Deadly(Pictures):
+    """Kills the process that asks for the last image, as the kernel does when memory runs out."""
+
+    def load(self, index: int) -> np.ndarray:
+        if index == len(self) - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.pixels(index)
+
+
+def test_a_killed_worker_ends_an_evaluation_with_advice() -> None:
+    settings = settings_with(2, [2, 2])
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 1})})
+    with pytest.raises(UserError, match=r"data\.workers=1: .*(killed by signal|exited unexpectedly).*fewer workers"):
+        Evaluator(settings, CPU, Deadly(200)).score(build_model(settings).state_dict(), Report())

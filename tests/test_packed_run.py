@@ -55,4 +55,5 @@ def test_a_rehearsal_says_that_a_data_set_is_missing(preset: Path, capsys: pytes
 
 
 def test_synthetic_data_never_leave_the_device(preset: Path) -> None:
-    assert main(["train", str(preset), "data=synthetic", "data.root=none", "data.generated_images=50"]) == 0
+    images = ["data=synthetic", "data.root=none", "data.generated_images=50"]
+    assert main(["train", str(preset), *images, "evaluation.micro_batch=100"]) == 0

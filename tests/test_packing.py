@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import List
+from typing import Any, List
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import sentence
 
 from ipu_vit.__main__ import main
 from ipu_vit.data.sources import open_sources
@@ -93,6 +95,67 @@ def test_what_cannot_be_packed_is_a_sentence(
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not (tmp_path / "pack").exists()
 
+
+# Verifying
+
+
+@pytest.fixture
+def packs(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["pack", str(photographs), str(tmp_path / "packs")]) == 0
+    capsys.readouterr()
+    return tmp_path / "packs"
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 4
+    file.write_bytes(content)
+
+
+def test_sound_packs_are_called_so(packs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-pack", str(packs)]) == 0
+    assert capsys.readouterr().out == f"{packs}/train is sound: 12 images\n{packs}/val is sound: 4 images\n"
+    assert main(["verify-pack", str(packs / "val")]) == 0
+    assert capsys.readouterr().out == f"{packs}/val is sound: 4 images\n"
+
+
+def test_every_damaged_image_is_found(packs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the last to the first: the message names the first that is damaged."""
+    shard = packs / "train" / "shard-00000.tar"
+    for index, record in reversed(list(enumerate(np.load(packs / "train" / "index.npy")))):
+        flip(shard, int(record["offset"]) + index * int(record["size"]) // 12)
+        assert main(["verify-pack", str(packs)]) == 2
+        assert sentence(capsys.readouterr().err) == (
+            f"{shard} is damaged: image {index} does not match its checksum; copy the pack again, or pack the images "
+            "anew"
+        )
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda val: os.truncate(val / "shard-00000.tar", 700), "/val/shard-00000.tar has 700 bytes instead of"),
+        (lambda val: (val / "shard-00000.tar").unlink(), "/val/shard-00000.tar cannot be read (No such file"),
+        (lambda val: flip(val / "names.txt", 5), "/val/names.txt is damaged: it does not match its checksum"),
+        (lambda val: flip(val / "index.npy", -4 * 40 + 24), "/val/shard-00000.tar is damaged: image 0 does not"),
+        (lambda val: flip(val / "index.npy", 150), "/val/index.npy is damaged"),
+        (lambda val: (val / "pack.json").rename(val / "unfinished.json"), "/val is a pack that is not finished"),
+        (lambda val: (val / "pack.json").write_text("{}"), "/val/pack.json is damaged"),
+        (lambda val: flip(val / "pack.json", -3), "/val/pack.json is damaged"),
+    ],
+)  # fmt: skip
+def test_other_damage_is_named(packs: Path, spoil: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil(packs / "val")
+    assert main(["verify-pack", str(packs)]) == 2
+    assert message in sentence(capsys.readouterr().err)
+
+
+def test_only_packs_are_verified(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-pack", str(photographs)]) == 2
+    assert sentence(capsys.readouterr().err) == f"{photographs} holds no pack, nor folders of packs"
+
+
+# Interruptions
 
 PACKS = """
 import os, sys

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
@@ -18,6 +19,8 @@ from tiny_runs import CPU, losses
 
 from ipu_vit.build import build_model
 from ipu_vit.config import list_presets, load_settings, presets_folder
+from ipu_vit.data.augment import TrainingTransform
+from ipu_vit.data.transforms import training_transform
 from ipu_vit.report import Report, show_plan
 from ipu_vit.settings import Section, Settings
 from ipu_vit.train import train
@@ -308,7 +311,8 @@ SIZES = {
     "name", "output", "weights", "export", "rehearse", "shrink",
     "model.image_size", "model.patch_size", "model.width", "model.depth", "model.heads", "model.mlp_width",
     "model.tokens_mlp_width", "model.resnet_depths", "model.resnet_width", "model.representation", "model.classes",
-    "data.source", "data.root", "data.prepare", "data.generated_images", "data.crop_resize", "data.evaluation_resize",
+    "data.source", "data.root", "data.prepare", "data.generated_images", "data.generated_size",
+    "data.crop_resize", "data.evaluation_resize",
     "data.workers", "data.validation_split",
     "pipeline.layers_per_ipu", "pipeline.replicas", "pipeline.global_batch", "pipeline.micro_batch",
     "pipeline.device_iterations", "pipeline.executable_cache",
@@ -329,6 +333,14 @@ def test_shrinking_leaves_everything_but_sizes(name: str) -> None:
     assert small.pipeline.batch_plan().accumulation == 2 * small.pipeline.ipus - 1
     assert small.schedule.updates <= 4
     assert (small.name, small.output) == (f"{name}_shrunk", f"runs/{name}_shrunk")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_shrunken_runs_change_images_as_their_presets_do(name: str) -> None:
+    full, small = (training_transform(load_settings(name, [f"shrink={shrink}"])) for shrink in ("false", "true"))
+    assert isinstance(full, TrainingTransform) and isinstance(small, TrainingTransform)
+    assert type(small.crop) is type(full.crop)
+    assert replace(small, image_size=full.image_size, crop=full.crop) == full
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -38,6 +38,10 @@ RANDOM_RUN = (
 )
 
 
+def train(preset: Path, *overrides: str) -> int:
+    return main(["train", str(preset), *overrides])
+
+
 def end_of(folder: Path) -> Tuple[Checkpoint, Checkpoint, List[Dict[str, float]]]:
     """The last checkpoint, the best one, and the losses of a run."""
     checkpoints = Checkpoints(folder / "checkpoints", keep=3)
@@ -80,8 +84,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(preset: Path) -> Path:
     """The output folder of a run that nobody disturbed."""
     folder = preset.parent / "uninterrupted"
-    result = run(command(preset, *RANDOM_RUN, f"output={folder}"))
-    assert result.returncode == 0, result.stderr
+    assert train(preset, *RANDOM_RUN, f"output={folder}") == 0
     return folder
 
 
@@ -117,8 +120,7 @@ def test_killed_at_random_moments(preset: Path, uninterrupted: Path, workers: in
     left_over = folder / "checkpoints" / "update-00000099.safetensors.1.part"
     left_over.parent.mkdir(parents=True, exist_ok=True)
     left_over.write_bytes(b"half a checkpoint")
-    result = run(arguments)
-    assert result.returncode == 0, result.stderr
+    assert main(arguments[3:]) == 0
     assert not left_over.exists()
     assert_same_end(folder, uninterrupted)
 
@@ -157,22 +159,19 @@ main(sys.argv[2:])
 @pytest.mark.parametrize("moment, continues_after", [
     ("half written", 2), ("before it is renamed", 2), ("after it is renamed", 4),
 ])  # fmt: skip
-def test_killed_while_saving(preset: Path, uninterrupted: Path, moment: str, continues_after: int) -> None:
+def test_killed_while_saving(
+    preset: Path, uninterrupted: Path, moment: str, continues_after: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = preset.parent / moment.replace(" ", "-")
     arguments = command(preset, *RANDOM_RUN, f"output={folder}")
     killed = run([sys.executable, "-c", SUICIDE, moment, *arguments[3:]])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    result = run(arguments)
-    assert result.returncode == 0, result.stderr
-    assert f"continuing after update {continues_after} of {UPDATES}" in result.stdout
+    assert main(arguments[3:]) == 0
+    assert f"continuing after update {continues_after} of {UPDATES}" in capsys.readouterr().out
     assert_same_end(folder, uninterrupted)
 
 
 # --- going on with other settings, or starting over --------------------------------------------------
-
-
-def train(preset: Path, *overrides: str) -> int:
-    return main(["train", str(preset), *overrides])
 
 
 @pytest.fixture

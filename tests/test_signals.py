@@ -9,14 +9,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Callable, List
+from typing import Any, Callable, List
 
 import pytest
 from test_resume import RANDOM_RUN, UPDATES, assert_same_end
-from tiny_runs import command, losses, run, tiny_preset
+from tiny_runs import command, losses, tiny_preset
 
 from ipu_vit.__main__ import main
 from ipu_vit.checkpoint import Checkpoints
+from ipu_vit.evaluate import Evaluator
+from ipu_vit.report import Report
 from ipu_vit.signals import Terminated, Termination
 
 
@@ -53,44 +55,29 @@ def test_sigterm_saves_the_step_at_hand(preset: Path, whole_group: bool) -> None
     assert not (folder / "result.json").exists()
 
 
-# Sends itself SIGTERM at the moment that is argument 1: in a step, in an evaluation, in saving, at the end.
-WARNED = """
-import os, signal, sys
-from ipu_vit.__main__ import main
-import ipu_vit.emulator
-ipu_vit.emulator.install()
-from ipu_vit.checkpoint import Checkpoints
-from ipu_vit.evaluate import Evaluator
-from ipu_vit.report import Report
+@pytest.mark.parametrize("owner, name, count, kept", [
+    (Report, "host_step", 3, 3), (Evaluator, "score", 1, 4),
+    (Checkpoints, "save", 2, 4), (Evaluator, "score", 3, UPDATES),
+], ids=["in a step", "in an evaluation", "in saving", "at the end"])  # fmt: skip
+def test_resumed_run_is_the_same_to_the_last_bit(
+    preset: Path, uninterrupted: Path, owner: Any, name: str, count: int, kept: int,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    whole, calls = getattr(owner, name), []
 
-owner, name, count = sys.argv[1].split()
-owner = {"Report": Report, "Evaluator": Evaluator, "Checkpoints": Checkpoints}[owner]
-whole, calls = getattr(owner, name), []
+    def warned(*arguments: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*arguments, **options)
 
-def warned(*arguments, **options):
-    calls.append(name)
-    if len(calls) == int(count):
-        os.kill(os.getpid(), signal.SIGTERM)
-    return whole(*arguments, **options)
-
-setattr(owner, name, warned)
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment, kept", [
-    ("Report host_step 3", 3), ("Evaluator score 1", 4), ("Checkpoints save 2", 4), ("Evaluator score 3", UPDATES),
-])  # fmt: skip
-def test_resumed_run_is_the_same_to_the_last_bit(preset: Path, uninterrupted: Path, moment: str, kept: int) -> None:
-    folder = preset.parent / "run"
-    arguments = command(preset, *RANDOM_RUN, "checkpoint.keep=20")
-    first = run([sys.executable, "-c", WARNED, moment, *arguments[3:]])
-    assert first.returncode == 0, first.stderr
-    assert f"ended by SIGTERM; the checkpoint of update {kept} is kept" in first.stdout
-    assert Checkpoints(folder / "checkpoints", keep=20).updates()[-1] == kept
-    assert main(arguments[3:]) == 0
-    assert_same_end(folder, uninterrupted)
+    monkeypatch.setattr(owner, name, warned)
+    arguments = ["train", str(preset), *RANDOM_RUN, "checkpoint.keep=20"]
+    assert main(arguments) == 0
+    assert f"ended by SIGTERM; the checkpoint of update {kept} is kept" in capsys.readouterr().out
+    assert Checkpoints(preset.parent / "run" / "checkpoints", keep=20).updates()[-1] == kept
+    assert main(arguments) == 0
+    assert_same_end(preset.parent / "run", uninterrupted)
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +87,28 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return preset.parent / "run"
 
 
+# Sends itself SIGTERM in its second step, and hangs there.
+HANGING = """
+import os, signal, sys
+from ipu_vit.__main__ import main
+import ipu_vit.emulator
+ipu_vit.emulator.install()
+from ipu_vit.report import Report
+
+def host_step(report, step):
+    if step.update == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("first", flush=True)
+        signal.pause()
+
+Report.host_step = host_step
+main(sys.argv[1:])
+"""
+
+
 def test_second_sigterm_ends_at_once(preset: Path) -> None:
-    hanging = WARNED.replace("return whole", "signal.pause() if len(calls) == int(count) else 0; return whole")
-    (preset.parent / "hanging.py").write_text(hanging.replace("signal.SIGTERM)", "signal.SIGTERM); print('first')"))
-    with subprocess.Popen(
-        [sys.executable, "-u", str(preset.parent / "hanging.py"), "Report host_step 2", "train", str(preset)],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    arguments = [sys.executable, "-c", HANGING, "train", str(preset)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while process.stdout.readline() != "first\n":
             assert process.poll() is None

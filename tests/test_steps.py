@@ -34,7 +34,7 @@ def settings_of(loss: Dict[str, Any], precision: str = "float32", **pipeline: An
     return Settings(
         precision=precision,
         model={**SIZES, "image_size": SIZE, "classes": CLASSES},
-        data={"source": "generated", "generated_images": 40, "evaluation_resize": SIZE},
+        data={"source": "generated", "generated_images": 40, "generated_size": None, "evaluation_resize": SIZE},
         augmentation={"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.9},
         pipeline={"layers_per_ipu": [1, 1, 1, 1], "stochastic_rounding": False, **pipeline},
         optimizer={"accumulator_type": precision, "velocity_type": precision},

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -18,7 +19,6 @@ import torch.nn.functional as F
 from tiny_runs import (
     CLASSES,
     CPU,
-    command,
     contents,
     losses,
     plain_model,
@@ -30,14 +30,17 @@ from tiny_runs import (
 )
 from torch import Tensor
 
+import ipu_vit.train
 from ipu_vit.__main__ import main
 from ipu_vit.build import build_model
 from ipu_vit.checkpoint import Checkpoints
+from ipu_vit.emulator.runner import observe_micro_batches
 from ipu_vit.optim import build_optimizer
 from ipu_vit.options import training_options
 from ipu_vit.parallel import place
 from ipu_vit.settings import Settings
 from ipu_vit.steps import TrainingStep
+from ipu_vit.tracking.files import read_figures
 
 # --- one update ------------------------------------------------------------------------------------
 
@@ -212,7 +215,7 @@ def test_checkpoint_too_large_for_the_disk(preset: Path) -> None:
 
 
 @pytest.mark.parametrize("spare", [0, 2000, 12_000])
-def test_full_disk(preset: Path, spare: int) -> None:
+def test_full_disk(preset: Path, spare: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever is the first that does not fit: one sentence, and what was saved is untouched."""
     disk = preset.parent / "disk"
     disk.mkdir()
@@ -227,9 +230,7 @@ def test_full_disk(preset: Path, spare: int) -> None:
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
         with (disk / "filler").open("wb") as filler:
             filler.write(bytes(max(0, free - spare)))
-        result = run(command(preset, f"output={disk}/run"))
-        assert result.returncode == 2, result.stderr
-        said = sentence(result.stderr)
+        said = complaint(capsys, preset, f"output={disk}/run")
         assert str(disk) in said and "No space left on device" in said
         assert contents(disk / "run/checkpoints") == saved
         (disk / "filler").unlink()
@@ -280,6 +281,33 @@ def test_losses_are_written_per_host_step(preset: Path) -> None:
     assert all(0 < line["loss"] < 10 and 0 <= line["accuracy"] <= 1 for line in lines)
     # Every third update falls into a host step, which is saved once it has ended.
     assert Checkpoints(preset.parent / "run/checkpoints", keep=3).updates() == [4, 6]
+
+
+def test_the_share_of_time_spent_waiting_for_data(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is told: a batch of 4 images takes 3 s to come, and each of its 2 micro batches half a second."""
+    now, loader_of = [100.0], ipu_vit.train.training_loader
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    class Slow:
+        def __init__(self, loader: Any) -> None:
+            self.terminate, self.batches = loader.terminate, iter(loader)
+
+        def __iter__(self) -> Any:
+            for batch in self.batches:
+                pass_by(3)
+                yield batch
+
+    monkeypatch.setattr(ipu_vit.train, "training_loader", lambda *arguments: Slow(loader_of(*arguments)))
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with observe_micro_batches(lambda done, total: pass_by(0.5)):
+        assert main(["train", str(preset), "evaluation.every=2"]) == 0
+    steps = [line for line in read_figures(preset.parent / "run") if "train/loss" in line]
+    assert [(s["train/data_wait"], s["train/seconds"], s["train/images_per_second"]) for s in steps] == [
+        (0.75, 4, 1)
+    ] * 4
+    assert (preset.parent / "run/train.log").read_text().count("Mean data consumption ratio: 0.750") == 4
 
 
 def test_training_learns(preset: Path) -> None:

@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Union
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from ipu_vit.config import load_settings
 from ipu_vit.device import Device
+from ipu_vit.errors import UserError
 from ipu_vit.models import build
 from ipu_vit.models.image_model import ImageModel
 from ipu_vit.settings import Settings
@@ -80,6 +82,15 @@ def sentence(text: str) -> str:
     """What a user reads on stderr: a single line, which says what is wrong."""
     assert text.startswith("error: ") and text.endswith("\n") and text.count("\n") == 1, text
     return text[len("error: ") : -1]
+
+
+def complaint(preset: Union[str, Path], *overrides: str) -> str:
+    """The one sentence that wrong settings get."""
+    with pytest.raises(UserError) as caught:
+        load_settings(str(preset), overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 def losses(folder: Path) -> List[Dict[str, float]]:

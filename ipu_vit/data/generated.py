@@ -1,4 +1,4 @@
-"""Random images and labels, to measure the device without a data set.
+"""Random images and labels, to run without a data set.
 
 Drawing fresh pixels for each image would cost as much as decoding a photograph, and then the
 host would be measured. So every image is a stretch of one pool of random bytes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Sequence
+from typing import Sequence, Tuple
 
 import numpy as np
 
@@ -21,12 +21,16 @@ SCATTER = 0x9E3779B1
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """`count` images of the model's size, uniformly random, in `class_count` classes."""
+    """`count` images of a size, height and width, uniformly random, in `class_count` classes.
+
+    `planar` images lie in memory as the model takes them, channel after channel.
+    """
 
     count: int
-    image_size: int
+    size: Tuple[int, int]
     class_count: int
     seed: int
+    planar: bool = False
 
     @property
     def classes(self) -> Sequence[str]:
@@ -37,9 +41,10 @@ class GeneratedImages:
 
     def load(self, index: int) -> np.ndarray:
         start = index * SCATTER % STARTS
-        size = 3 * self.image_size**2
-        pixels = _pool(STARTS + size, self.seed)[start : start + size].copy()
-        return pixels.reshape(3, self.image_size, self.image_size).transpose(1, 2, 0)
+        height, width = self.size
+        length = 3 * height * width
+        pixels = _pool(STARTS + length, self.seed)[start : start + length].copy()
+        return pixels.reshape(3, height, width).transpose(1, 2, 0) if self.planar else pixels.reshape(height, width, 3)
 
     def label(self, index: int) -> int:
         return int(np.random.default_rng((self.seed, index)).integers(self.class_count))

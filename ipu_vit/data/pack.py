@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ import simplejpeg
 from PIL import Image
 
 from ipu_vit.data.decode import UnreadableImage
-from ipu_vit.data.packed import CONTENTS, INDEX, NAMES, RECORD, UNFINISHED, VERSION, Contents, checksum
+from ipu_vit.data.packed import CONTENTS, INDEX, NAMES, RECORD, UNFINISHED, VERSION, Contents, checksum, listing
 from ipu_vit.data.source import Encoded, Source
 from ipu_vit.errors import UserError
 from ipu_vit.weights.atomic import replacing
@@ -211,10 +210,9 @@ def _write_member(file: BinaryIO, image: Stored) -> int:
 
 
 def _listing(source: Source) -> int:
-    """A checksum of the images' names and labels."""
     found = 0
     for index in range(len(source)):
-        found = zlib.crc32(os.fsencode(f"{_member(source, index)}\n{source.label(index)}\n"), found)
+        found = listing(_member(source, index), source.label(index), found)
     return found
 
 

@@ -17,7 +17,7 @@ import mmap
 import os
 import zlib
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -62,6 +62,11 @@ def checksum(record: bytes, data: Union[bytes, memoryview]) -> int:
     return zlib.crc32(memoryview(data)[whole:], zlib.crc32(sums, zlib.crc32(record[:-4])))
 
 
+def listing(path: str, label: int, before: int = 0) -> int:
+    """A checksum of the paths and labels of images: of one, and those `before` it."""
+    return zlib.crc32(os.fsencode(f"{path}\n{label}\n"), before)
+
+
 def is_pack(folder: Path) -> bool:
     """Whether a folder holds a pack, finished or not."""
     return (folder / CONTENTS).exists() or (folder / UNFINISHED).exists()
@@ -85,7 +90,8 @@ class Contents(NamedTuple):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["version"] == VERSION:
-                return Contents(list(found["classes"]), dict(found["shards"]), dict(found["recipe"]))
+                recipe = {"images": int(found["recipe"]["images"]), "listing": int(found["recipe"]["listing"])}
+                return Contents(list(found["classes"]), dict(found["shards"]), {**found["recipe"], **recipe})
         except OSError as error:
             raise UserError(f"{setting}: {path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -111,10 +117,24 @@ class PackedImages:
         self._shards = [folder / name for name in contents.shards]
         self._maps: List[Optional[mmap.mmap]] = [None] * len(self._shards)
         self._index = _index(folder / INDEX, setting, contents.recipe["images"])
+        self._listing = contents.recipe["listing"]
         names = int(self._index[-1]["name_end"])
         for file, size in {**contents.shards, NAMES: names}.items():
             _check_size(folder / file, setting, size)
         self._names = np.asarray(np.memmap(folder / NAMES, np.uint8, "r"))
+
+    def verify(self, progress: Callable[[int], None] = lambda images: None) -> None:
+        """Read everything, in the order it has on the disk; `progress` hears how many images are done.
+
+        Raises DamagedSource with the first image, and its shard, that does not match its checksum.
+        """
+        found = 0
+        for index in range(len(self)):
+            self._data(index)
+            found = listing(self.path(index), int(self._index[index]["label"]), found)
+            progress(index + 1)
+        if found != self._listing:
+            raise DamagedSource(str(self.folder / NAMES), f"it does not match its checksum; {_CURE}")
 
     def __reduce__(self) -> Tuple[Any, ...]:
         return PackedImages, self._arguments
@@ -175,7 +195,7 @@ def _index(path: Path, setting: str, images: int) -> np.ndarray:
         index = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except OSError as error:
         raise UserError(f"{setting}: {path} cannot be read ({error.strerror or error}); {_CURE}") from error
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # NumPy's parser of headers lets all kinds of exceptions through
         raise UserError(f"{setting}: {path} is damaged; {_CURE}") from error
     if index.dtype != RECORD or index.shape != (images,):
         raise UserError(f"{setting}: {path} is not the index of {images} images; {_CURE}")

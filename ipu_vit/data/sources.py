@@ -58,9 +58,7 @@ def open_sources(settings: Settings) -> Sources:
     """
     data = settings.data
     if data.is_random:
-        size, seed = settings.model.image_size, settings.seed
-        training = GeneratedImages(data.generated_images, size, settings.model.classes, seed)
-        return Sources(training, open_validation(settings))
+        return Sources(_generated(settings, data.generated_images, settings.seed), open_validation(settings))
     _find_root(data)
     images = open_split(data, "data.train_split", data.train_split)
     _check_classes(settings, len(images.classes), data.train_split)
@@ -75,8 +73,7 @@ def open_validation(settings: Settings) -> Source:
     """
     data = settings.data
     if data.is_random:
-        size, classes, seed = settings.model.image_size, settings.model.classes, settings.seed
-        return GeneratedImages(_GENERATED_VALIDATION_IMAGES, size, classes, seed + 1)
+        return _generated(settings, _GENERATED_VALIDATION_IMAGES, settings.seed + 1)
     _find_root(data)
     classes_of_training = _classes_of_training(data)
     if classes_of_training is not None:
@@ -104,6 +101,12 @@ def open_split(data: DataSettings, setting: str, split: str, classes: Optional[S
     if len(part) == 0:
         raise UserError(f"{setting}={split} is empty: the split has {len(source)} images")
     return part
+
+
+def _generated(settings: Settings, count: int, seed: int) -> Source:
+    side, classes = settings.model.image_size, settings.model.classes
+    size = None if settings.data.is_prepared else settings.data.generated_size
+    return GeneratedImages(count, size or (side, side), classes, seed, planar=size is None)
 
 
 def _classes_of_training(data: DataSettings) -> Optional[Sequence[str]]:

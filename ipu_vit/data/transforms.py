@@ -18,9 +18,9 @@ from ipu_vit.settings import Settings
 
 
 def training_transform(settings: Settings) -> Callable[[Picture, np.random.Generator], np.ndarray]:
-    """Generated images are squares of the right size and stay as they are."""
+    """What the settings name, or nothing where images are prepared."""
     data, erasing = settings.data, settings.augmentation.erasing
-    if data.is_random:
+    if data.is_prepared:
         return _as_it_is
     return TrainingTransform(
         settings.model.image_size,
@@ -33,9 +33,9 @@ def training_transform(settings: Settings) -> Callable[[Picture, np.random.Gener
 
 
 def evaluation_transform(settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
-    """Generated images are squares of the right size and stay as they are."""
+    """What the settings name, or nothing where images are prepared."""
     data = settings.data
-    if data.is_random:
+    if data.is_prepared:
         return channels_first
     return EvaluationTransform(data.evaluation_resize, settings.model.image_size, data.interpolation)
 

@@ -1,9 +1,4 @@
-"""`poptorch.PoplarExecutor`: a model that is compiled once and then run by host batches.
-
-Compiling traces the model into a tape (`compiler`), and copies the weights to the "device": tensors of
-the emulator's own (`weights`). A `Runner` then replays the tape for each micro batch and updates the
-weights.
-"""
+"""`poptorch.PoplarExecutor`: a model that is compiled once (`compiled`) and then run by host batches."""
 
 from __future__ import annotations
 
@@ -18,21 +13,18 @@ from torch import Tensor, nn
 
 from ipu_vit.emulator import hooks, optim
 from ipu_vit.emulator.batches import HostBatch, Layout
-from ipu_vit.emulator.compiler import compile_program
+from ipu_vit.emulator.compiled import CompiledModel
 from ipu_vit.emulator.enums import ConnectionType, OutputMode
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.exported import Executable, read_executable, write_executable
 from ipu_vit.emulator.host_switches import neutral
-from ipu_vit.emulator.host_tensors import require_unwrapped, return_free_memory, trainer_of, unwrap_module, wrap_module
+from ipu_vit.emulator.host_tensors import require_unwrapped, trainer_of, unwrap_module, wrap_module
 from ipu_vit.emulator.latency import Latency
 from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 from ipu_vit.emulator.random import DeviceRandom
-from ipu_vit.emulator.replica_groups import GroupableParameter, joined, parted
-from ipu_vit.emulator.runner import Runner, SharedUpdate
-from ipu_vit.emulator.update import WeightUpdate
-from ipu_vit.emulator.update.reduction import of_first_process
+from ipu_vit.emulator.replica_groups import GroupableParameter
 from ipu_vit.emulator.version import POPTORCH_VERSION
 from ipu_vit.emulator.weights import DeviceWeights
 
@@ -64,6 +56,7 @@ class PoplarExecutor:
         self._options = options
         self._training = training
         self._optimizer = optimizer
+        self._attributes: Optional[optim.Attributes] = None
         if training:
             require_unwrapped(self._user_model)
             self._optimizer = optim.SGD(model.parameters(), lr=0.01) if optimizer is None else optimizer
@@ -73,9 +66,7 @@ class PoplarExecutor:
         self._layout = Layout(options, training)
         seed = options.random_seed if options.exists("random_seed") else host_random.SystemRandom().getrandbits(31)
         self._random = DeviceRandom(seed)
-        self._program: Optional[Program] = None
-        self._runner: Optional[Runner] = None
-        self._compiled_for: Optional[HostBatch] = None
+        self._compiled: Optional[CompiledModel] = None
         self._compilation_seconds: Optional[float] = None
         self._attached = False
         self._latency = Latency()
@@ -104,26 +95,25 @@ class PoplarExecutor:
 
         Not part of PopTorch. Raises Error before compilation.
         """
-        self._check_compiled()
-        assert self._program is not None
-        return self._program
+        return self._what_is_compiled().program
 
     @property
     def rng_state(self) -> List[int]:
-        self._check_compiled()
+        self._what_is_compiled()
         return self._random.state
 
     @rng_state.setter
     def rng_state(self, state: List[int]) -> None:
-        self._check_compiled()
+        self._what_is_compiled()
         self._random.state = state
 
     def isCompiled(self) -> bool:
-        return self._runner is not None
+        return self._compiled is not None
 
-    def _check_compiled(self) -> None:
-        if not self.isCompiled():
+    def _what_is_compiled(self) -> CompiledModel:
+        if self._compiled is None:
             raise Error("The model is not compiled yet: call compile() or run it once")
+        return self._compiled
 
     # Compile ----------------------------------------------------------------------------------
 
@@ -139,45 +129,21 @@ class PoplarExecutor:
         started = time.perf_counter()
         for hook in hooks.before_compiling:
             hook()
-        program = compile_program(
-            self._model, batch, self._layout, self._options, self._training, self._weights, self._random
+        self._compiled = CompiledModel(
+            self._model,
+            batch,
+            self._layout,
+            self._options,
+            self._weights,
+            self._random,
+            self._attributes if self._training else None,
         )
-        if self._training and self._options.Distributed.numProcesses > 1:
-            self._random.seed = of_first_process(self._random.seed)
-        self._weights.to_device()
-        self._weights.separate([name for name in program.tape.written_weights if name in self._weights.buffers])
-        updates = self._make_updates(program) if self._training else []
-        if self._training:
-            self._weights.lend_host()
-            return_free_memory()
-        self._runner = Runner(program, self._options, self._layout, self._weights, self._random, updates)
-        self._program = program
-        self._compiled_for = batch
         self._attached = self._options.connection_type == ConnectionType.Always
         if isinstance(self._optimizer, optim.Optimizer):
             self._optimizer.attach(self)
         for hook in hooks.after_compiling:
             hook()
         self._compilation_seconds = time.perf_counter() - started
-
-    def _make_updates(self, program: Program) -> List[SharedUpdate]:
-        attributes = self._attributes.named(self._weights.names_by_address())
-        by_all_weights = attributes.max_grad_norm != float("inf") or self._options.Training.automatic_loss_scaling
-        if self._weights.has_groups and by_all_weights:
-            raise Error(
-                "Weights that groups of replicas have for themselves cannot be emulated together with max_grad_norm or "
-                "automatic loss scaling, which depend on all weights"
-            )
-        if self._weights.has_groups and self._options.Distributed.numProcesses > 1:
-            raise Error("Weights that groups of replicas have for themselves cannot be emulated in several processes")
-        updates: List[SharedUpdate] = []
-        for members, names in self._weights.sharers(program.trained).items():
-            tensors = self._weights.replicas[members[0]]
-            updates.append(SharedUpdate(members, names, WeightUpdate(attributes, self._options, tensors, names)))
-            # The update has put its weights end to end; the other replicas use the same tensors.
-            for other in members[1:]:
-                self._weights.replicas[other].update({name: tensors[name] for name in names})
-        return updates
 
     # Run --------------------------------------------------------------------------------------
 
@@ -187,21 +153,21 @@ class PoplarExecutor:
         assert self._options.connection_type != ConnectionType.Never, (
             "Trying to run a model compiled for an offline target: load the executable where IPUs are"
         )
-        if self._compiled_for is None or not self.isCompiled():
+        if self._compiled is None:
             batch = HostBatch(self._signature, args, kwargs)
             self._compile(batch)
         else:
-            batch = self._compiled_for.following(args, kwargs)
-        assert self._runner is not None
+            batch = self._compiled.batch.following(args, kwargs)
+        runner = self._what_is_compiled().runner
         if not self._attached:
             self.attachToDevice()
         if not self._training:
             self._follow_trainer()
-        result = self._runner(batch)
+        result = runner(batch)
         if self._training:
             self._weights.host_is_stale = True
             self._weights.lend_host()
-        self._latency.note(self._runner.times, len(batch.tensors), self._runner.outputs)
+        self._latency.note(runner.times, len(batch.tensors), runner.outputs)
         return result
 
     # Optimizer --------------------------------------------------------------------------------
@@ -209,9 +175,8 @@ class PoplarExecutor:
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use these attribute values from the next call on (rule 4.14)."""
         attributes = optim.read_attributes(optimizer, self._options, self.isCompiled())
-        if self._runner is not None:
-            for shared in self._runner.updates:
-                shared.update.replace(attributes)
+        if self._compiled is not None:
+            self._compiled.replace_attributes(attributes)
         if isinstance(self._optimizer, optim.Optimizer) and self._optimizer is not optimizer:
             self._optimizer.detach()
         self._attributes, self._optimizer = attributes, optimizer
@@ -219,22 +184,16 @@ class PoplarExecutor:
             optimizer.attach(self)
 
     def _optimizer_state(self) -> Dict[str, Any]:
-        assert self._runner is not None
-        states = [shared.update.state() for shared in self._runner.updates]
-        return {**states[0], "ipu_state": joined([state["ipu_state"] for state in states])} if states else {}
+        return self._what_is_compiled().optimizer_state()
 
     def _load_optimizer_state(self, state: Dict[str, Any]) -> None:
-        assert self._runner is not None
-        updates = [shared.update for shared in self._runner.updates]
-        parts = parted(state["ipu_state"], [update.state()["ipu_state"] for update in updates])
-        for update, part in zip(updates, parts):
-            update.load({**state, "ipu_state": part})
+        self._what_is_compiled().load_optimizer_state(state)
 
     # Weights ----------------------------------------------------------------------------------
 
     def copyWeightsToHost(self) -> None:
         """Copy the device's weights into the wrapped module."""
-        self._check_compiled()
+        self._what_is_compiled()
         self._weights.to_host()
 
     def copyWeightsToHostIfNeeded(self) -> bool:
@@ -246,13 +205,13 @@ class PoplarExecutor:
 
     def copyWeightsToDevice(self) -> None:
         """Copy the wrapped module's weights to the device (rule 8.3)."""
-        self._check_compiled()
+        self._what_is_compiled()
         self._weights.host_is_stale = False
         self._weights.to_device()
 
     def copyNamedBuffersToDevice(self) -> None:
         """Copy the buffers named by `updatableNamedBuffers` to the device."""
-        self._check_compiled()
+        self._what_is_compiled()
         names = self._options._Popart.options.get("updatableNamedBuffers", [])
         unknown = sorted(set(names) - set(self._weights.buffers))
         if unknown:
@@ -284,7 +243,7 @@ class PoplarExecutor:
 
     def detachFromDevice(self) -> None:
         """Give the IPUs back, with the weights copied to the host first."""
-        self._check_compiled()
+        self._what_is_compiled()
         if not self._attached:
             raise Error("The executor is not attached to a device")
         self.copyWeightsToHostIfNeeded()
@@ -292,7 +251,7 @@ class PoplarExecutor:
 
     def attachToDevice(self) -> None:
         """Take IPUs again, and put the host's weights on them."""
-        self._check_compiled()
+        self._what_is_compiled()
         assert self._options.connection_type != ConnectionType.Never, (
             "Trying to attach a model that is compiled for an offline target: load the executable where IPUs are"
         )
@@ -309,7 +268,7 @@ class PoplarExecutor:
         if isinstance(self._optimizer, optim.Optimizer):
             self._optimizer.detach()
         self._weights.forget()
-        self._program = self._runner = None
+        self._compiled = None
         self._attached = False
         if self._training:
             self._weights.unwatch_host()
@@ -319,15 +278,14 @@ class PoplarExecutor:
 
     def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
         """Write the compiled program, and by default the model with its weights, to a file (rule 9.3)."""
-        self._check_compiled()
-        assert self._compiled_for is not None
+        example = self._what_is_compiled().batch.blank()
         self.copyWeightsToHostIfNeeded()
         write_executable(
             filename,
             Executable(
                 version=POPTORCH_VERSION,
                 training=self._training,
-                example=self._compiled_for.blank(),
+                example=example,
                 options=self._options,
                 optimizer=self._optimizer if export_model else None,
                 model=self._user_model if export_model else None,
@@ -361,16 +319,11 @@ class PoplarExecutor:
 
     def getTensorNames(self) -> List[str]:
         """Names of the compiled program's tensors: weights by their names, results as `function:count`."""
-        program = self.program
-        return [*program.tape.weights, *program.tape.names]
+        return self._what_is_compiled().tensor_names()
 
     def getAnchoredTensor(self, short_name: str) -> Tensor:
         """The tensor that `Options.anchorTensor` named, of the last call."""
-        self._check_compiled()
-        assert self._runner is not None
-        if short_name not in self._runner.anchored:
-            raise Error(f"No tensor is anchored as {short_name!r}, or the model has not run yet")
-        return self._runner.anchored[short_name]
+        return self._what_is_compiled().anchored(short_name)
 
     def compilationTime(self) -> datetime.timedelta:
         """How long compiling took."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal, Optional, Tuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ipu_vit.settings.section import Section, refuse_others
@@ -49,6 +49,11 @@ class DataSettings(Section):
     generated_images: int = Field(
         1_281_167, gt=0, description="number of training images when data.source=generated or synthetic"
     )
+    generated_size: Optional[Tuple[PositiveInt, PositiveInt]] = Field(
+        (375, 500),
+        description="height and width of generated images, pixels; none: the model's size, and nothing is done to them "
+        "on the host",
+    )
     mean: Tuple[float, float, float] = Field(
         (127.5, 127.5, 127.5), description="subtracted from each channel (RGB, 0 to 255)"
     )
@@ -75,8 +80,13 @@ class DataSettings(Section):
 
     @property
     def is_random(self) -> bool:
-        """Whether images are random numbers, which have the model's size from the start."""
+        """Whether images are random numbers."""
         return self.source in ("generated", "synthetic")
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether images have the model's size from the start, so that nothing is done to them on the host."""
+        return self.source == "synthetic" or (self.source == "generated" and self.generated_size is None)
 
     @model_validator(mode="before")
     @classmethod

@@ -278,6 +278,21 @@ def test_a_flipped_bit_of_an_image_or_its_record_is_found(
         file.write_bytes(sound)
 
 
+def test_a_flipped_bit_of_the_index_s_header_makes_no_other_images(packed: PackedImages, tmp_path: Path) -> None:
+    file = tmp_path / "pack/index.npy"
+    sound = file.read_bytes()
+    for place in range(len(sound) - 9 * RECORD.itemsize):
+        content = bytearray(sound)
+        content[place] ^= 1 << place % 8
+        file.write_bytes(content)
+        try:
+            found = PackedImages(tmp_path / "pack", SETTING)
+        except UserError as error:
+            assert str(tmp_path / "pack") in str(error)
+        else:  # a blank that has become another
+            assert np.array_equal(found._index, packed._index)
+
+
 @given(pages=st.integers(0, 5), rest=st.integers(0, 300), seed=st.integers(0, 99), data=st.data())
 def test_checksums_hear_of_what_disks_do(pages: int, rest: int, seed: int, data: st.DataObject) -> None:
     size = pages * PAGE + rest

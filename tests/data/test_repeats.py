@@ -108,12 +108,12 @@ def settings_with(repeats: int, global_batch: int, micro_batch: int) -> Settings
         augmentation={"repeats": repeats},
         pipeline={"global_batch": global_batch, "micro_batch": micro_batch},
         model={"image_size": 16},
-        data={"source": "generated", "evaluation_resize": 16},
+        data={"source": "generated", "generated_size": None, "evaluation_resize": 16},
     )
 
 
 def test_settings_reach_the_batches() -> None:
-    """Generated images are not augmented, so that they come again as they were."""
+    """Generated images of the model's size are not augmented, so that they come again as they were."""
     chosen = settings_with(3, 42, 6)
     options = training_options(chosen, CPU)
     loader = training_loader(chosen, options, open_sources(chosen).training, chosen.schedule.updates - 2)

@@ -155,3 +155,10 @@ def test_the_classes_of_a_data_set_are_those_of_the_model(tmp_path: Path) -> Non
 def test_synthetic_images_are_generated_ones_for_the_host() -> None:
     both = open_sources(Settings(data={"source": "synthetic"}))
     assert all(isinstance(source, GeneratedImages) for source in both)
+    assert both.training.load(0).shape == both.validation.load(0).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("size, shape", [((30, 40), (30, 40, 3)), (None, (224, 224, 3))])
+def test_generated_images_have_the_size_asked_for(size: Any, shape: Any) -> None:
+    both = open_sources(Settings(data={"source": "generated", "generated_size": size}))
+    assert both.training.load(0).shape == both.validation.load(0).shape == shape

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pictures import photograph
 from PIL import Image
+from tiny_runs import complaint
 
 from ipu_vit.config import load_settings
 from ipu_vit.data.augment import EvaluationTransform, TrainingTransform
@@ -19,7 +20,6 @@ from ipu_vit.data.picture import Pixels
 from ipu_vit.data.randaugment import RandAugment, TimmRandAugment
 from ipu_vit.data.resize import channels_first
 from ipu_vit.data.transforms import evaluation_transform, training_transform
-from ipu_vit.errors import UserError
 from ipu_vit.settings import Settings
 
 PRESET = "vit_b16_ft_4xb544"
@@ -69,11 +69,19 @@ def test_evaluation() -> None:
     assert evaluation_transform(settings("data.evaluation_resize=none")) == EvaluationTransform(None, 224)
 
 
-def test_generated_images_stay_as_they_are() -> None:
-    image, generated = np.asarray(photograph(0, 32, 32)), settings("data=generated", "augmentation.policy=randaugment")
+def test_generated_images_are_changed_as_others() -> None:
+    changes = ["augmentation.policy=randaugment", "data.evaluation_resize=256"]
+    theirs, ours = settings(*changes), settings("data=generated", *changes)
+    assert training_transform(ours) == training_transform(theirs)
+    assert evaluation_transform(ours) == evaluation_transform(theirs)
+
+
+@pytest.mark.parametrize("source", [["data=generated", "data.generated_size=none"], ["data=synthetic"]])
+def test_images_that_are_prepared_stay_as_they_are(source: List[str]) -> None:
+    image, prepared = np.asarray(photograph(0, 32, 32)), settings(*source, "augmentation.policy=randaugment")
     for result in (
-        training_transform(generated)(Pixels(image), np.random.default_rng(0)),
-        evaluation_transform(generated)(image),
+        training_transform(prepared)(Pixels(image), np.random.default_rng(0)),
+        evaluation_transform(prepared)(image),
     ):
         np.testing.assert_array_equal(result, channels_first(image))
 
@@ -112,6 +120,4 @@ def test_generated_images_stay_as_they_are() -> None:
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(overrides: List[str], sentence: str) -> None:
-    with pytest.raises(UserError) as caught:
-        settings(*overrides)
-    assert str(caught.value) == sentence
+    assert complaint(PRESET, *overrides) == sentence

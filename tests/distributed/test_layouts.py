@@ -2,7 +2,8 @@
 
 What they are measured by is the single process, which other tests compare with plain PyTorch. Sums are
 taken in another order, so float32 weights may differ by 1e-6 of their length after 20 updates, dropout
-and mixing included. With float16 weights, of which a rounding to another neighbour is 1e-3, it is 5e-3.
+and mixing included. Of float16 weights one or the other may be rounded to its neighbour, 1e-3 away; mostly
+none is, as the sum of a few halves is exact in float32.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CASES = {
     "no accumulation": [*PLAIN, *SGD, "pipeline.global_batch=8", "model.attention_dropout=0.1"],
     "accumulation": [
         *PLAIN, *SGD, "pipeline.global_batch=24", "pipeline.device_iterations=2", "augmentation.mixup=0.3",
-        "augmentation.repeats=2", "averaging.decay=0.9", "averaging.every=2", "data.workers=1", "evaluation.every=10",
+        "augmentation.repeats=2", "averaging.decay=0.9", "averaging.every=2", "evaluation.every=10",
     ],
     "sharding": [
         *PLAIN, "pipeline.global_batch=16", "pipeline.replicated_tensor_sharding=true", "optimizer.name=adamw",
@@ -44,7 +45,7 @@ CASES = {
         "optimizer.loss_scaling=16", "pipeline.stochastic_rounding=true",
     ],
 }  # fmt: skip
-TOLERANCE = {"halves": 5e-3}
+TOLERANCE = {"halves": 1e-3}
 ELASTIC = [*PLAIN, *SGD, "pipeline.global_batch=8", "model.dropout=0"]
 
 

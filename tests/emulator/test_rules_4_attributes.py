@@ -50,7 +50,7 @@ def test_rule_4_10_torchs_optimizers_may_be_given_poptorchs_attributes() -> None
 
     training = Training([np.zeros(1)], make(loss_scaling=8.0, velocity_accum_type=torch.float16))
     training.run([np.ones((1, 1))])
-    update = training.executor._runner.updates[0].update
+    update = training.executor._compiled.runner.updates[0].update
     assert {name: (t.dtype, t.tolist()) for name, t in update.state()["ipu_state"].items()} == {
         "Accl1___weights.0": (torch.float16, [8.0])
     }

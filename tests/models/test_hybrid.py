@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Sequence
 
 import pytest
 import timm_names
 import torch
 import torch.nn.functional as F
+from reference_models import timm_hybrid
 
 from ipu_vit.models.hybrid import Hybrid, StandardisedConv2d, pad_same
 
@@ -20,24 +20,7 @@ def small(resnet_depths: Sequence[int], **changes: Any) -> Hybrid:
 
 @pytest.mark.parametrize("depths, patch_size", [((2, 1), 2), ((1, 2, 1), 1), ((), 4)], ids=str)
 def test_logits_equal_timm_s(depths: Sequence[int], patch_size: int) -> None:
-    timm = pytest.importorskip("timm")
-    from timm.layers import HybridEmbed, StdConv2dSame
-    from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
-
-    convolution = partial(StdConv2dSame, eps=1e-8)
-    common: Any = dict(stem_type="same", preact=False, conv_layer=convolution)
-    if depths:
-        channels = [128 * 2**stage for stage in range(len(depths))]
-        backbone = ResNetV2(depths, channels, num_classes=0, global_pool="", stem_chs=32, **common)
-    else:
-        backbone = create_resnetv2_stem(3, 32, **common)
-    theirs = timm.models.VisionTransformer(
-        img_size=32, patch_size=patch_size, embed_dim=12, depth=2, num_heads=3, mlp_ratio=20 / 12, num_classes=5,
-        embed_layer=partial(HybridEmbed, backbone=backbone),
-    )  # fmt: skip
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.GroupNorm):
-            module.eps = 1e-6  # as in vit_jax, where these models come from
+    theirs = timm_hybrid(depths, patch_size)
     ours = small(depths, patch_size=patch_size)
     renames = timm_names.HYBRID if depths else timm_names.STEM_ALONE
     # Standardisation adds its epsilon to the deviation here, to the variance there.

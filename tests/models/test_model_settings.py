@@ -9,22 +9,15 @@ import sys
 from typing import List
 
 import pytest
+from tiny_runs import complaint
 
 from ipu_vit.config import load_settings
-from ipu_vit.errors import UserError
 from ipu_vit.models import NOT_OF_MIXERS, build
 from ipu_vit.settings import ModelSettings
 
 PRESET = "vit_b16_ft_4xb544"
 MIXER = ["model.kind=mixer", "model.tokens_mlp_width=384", "model.pooling=mean", "model.class_token=false",
          "model.dropout=0"]  # fmt: skip
-
-
-def complaint(*overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load_settings(PRESET, overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +33,7 @@ def complaint(*overrides: str) -> str:
     ],
 )
 def test_what_does_not_fit_is_named(overrides: List[str], said: str) -> None:
-    assert said in complaint(*overrides)
+    assert said in complaint(PRESET, *overrides)
 
 
 @pytest.mark.parametrize(
@@ -55,12 +48,12 @@ def test_what_does_not_fit_is_named(overrides: List[str], said: str) -> None:
     ids=str,
 )
 def test_what_is_suggested_instead_fits(overrides: List[str]) -> None:
-    words = shlex.split(complaint(*overrides).rsplit("; use ", 1)[1])
+    words = shlex.split(complaint(PRESET, *overrides).rsplit("; use ", 1)[1])
     load_settings(PRESET, [*overrides, *(word for word in words if "=" in word)])
 
 
 def test_class_pooling_needs_a_class_token() -> None:
-    said = complaint("model.class_token=false")
+    said = complaint(PRESET, "model.class_token=false")
     for way_out in re.findall(r"(?:use|or) (model\.\w+=\w+)", said):
         load_settings(PRESET, ["model.class_token=false", way_out])
     assert said.startswith("model.pooling=class needs the class token that model.class_token=false leaves out")
@@ -77,7 +70,7 @@ def test_class_pooling_needs_a_class_token() -> None:
     ],
 )  # fmt: skip
 def test_nearest_sizes_fit(key: str, overrides: List[str]) -> None:
-    nearest = re.findall(r"\d+", complaint(*overrides).rsplit("that do:", 1)[1])
+    nearest = re.findall(r"\d+", complaint(PRESET, *overrides).rsplit("that do:", 1)[1])
     assert nearest
     for value in nearest:
         load_settings(PRESET, [*overrides, f"{key}={value}", "data.evaluation_resize=512"])

@@ -8,6 +8,7 @@ import pytest
 import timm_names
 import torch
 import torch.nn.functional as F
+from reference_models import randomise, timm_vit
 from torch import Tensor, nn
 
 from ipu_vit.models.head import Head
@@ -20,12 +21,6 @@ from ipu_vit.settings import OptimizerSettings
 def small(**changes: Any) -> VisionTransformer:
     sizes: Dict[str, Any] = dict(image_size=8, patch_size=4, width=12, depth=2, heads=3, mlp_width=20, classes=5)
     return VisionTransformer(**{**sizes, **changes})
-
-
-@torch.no_grad()
-def randomise(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        parameter.normal_(std=0.3)
 
 
 def test_b16_has_the_published_number_of_parameters() -> None:
@@ -114,15 +109,11 @@ def test_mean_is_that_of_the_patches(class_token: bool, pool_norm: str) -> None:
     "class_token, pooling, global_pool", [(True, "class", "token"), (True, "mean", "avg"), (False, "mean", "avg")]
 )
 def test_logits_equal_timm_s(class_token: bool, pooling: str, global_pool: str, pool_norm: str) -> None:
-    timm = pytest.importorskip("timm")
     after = pool_norm == "after"
-    theirs = timm.models.VisionTransformer(
-        img_size=8, patch_size=4, embed_dim=12, depth=2, num_heads=3, mlp_ratio=20 / 12, num_classes=5,
-        class_token=class_token, global_pool=global_pool, fc_norm=after,
-    )  # fmt: skip
-    ours = small(class_token=class_token, pooling=pooling, pool_norm=pool_norm)
+    theirs = timm_vit(class_token=class_token, global_pool=global_pool, fc_norm=after)
+    ours = small(image_size=12, class_token=class_token, pooling=pooling, pool_norm=pool_norm)
     renames = ((r"head\.norm", "fc_norm" if after else "norm"), *timm_names.VIT)
-    assert timm_names.difference(ours, theirs, renames, image_size=8) <= 1e-5
+    assert timm_names.difference(ours, theirs, renames) <= 1e-5
 
 
 @pytest.mark.parametrize("representation", [None, 7])

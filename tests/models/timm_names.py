@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, Sequence, Tuple
 
-import torch
+import reference_models
+from reference_models import randomise
 from torch import Tensor, nn
 
 Renames = Sequence[Tuple[str, str]]
@@ -51,20 +52,11 @@ MIXER: Renames = (
 )
 
 
-@torch.no_grad()
-def difference(ours: nn.Module, theirs: nn.Module, renames: Renames, image_size: int) -> float:
+def difference(ours: nn.Module, theirs: nn.Module, renames: Renames, image_size: int = 12) -> float:
     """The largest difference of two models' logits when theirs has random weights of ours."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in ours.parameters():
-        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    for module in ours.modules():
-        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            module.weight.add_(1)
+    randomise(ours)
     theirs.load_state_dict(_renamed(ours.state_dict(), renames))
-    images = torch.randn(3, 3, image_size, image_size, generator=generator)
-    expected = theirs.eval()(images)
-    assert (expected[0] - expected[1]).abs().max() > 0.1, "logits that ignore the image would prove nothing"
-    return float((ours.eval()(images) - expected).abs().max())
+    return reference_models.difference(ours, theirs, image_size)
 
 
 def _renamed(state: Dict[str, Any], renames: Renames) -> Dict[str, Tensor]:
