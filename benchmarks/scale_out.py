@@ -3,9 +3,9 @@
     python benchmarks/scale_out.py [--json FILE] [--updates N]
 
 ViT-S/16 (22 M parameters, 112 px, float32, generated images) is trained by the command line, alone on one core, and
-by horovodrun in two processes that are tied to a core each and add up their gradients in every update. The updates
-are the same in both: 128 images, in micro batches of 8. What counts is the median of the updates but the first, whose
-time holds what happens only once.
+by horovodrun, as HVD=2 calls it, in two processes that are tied to a core each and add up their gradients in every
+update. The updates are the same in both: 128 images, in micro batches of 8. What counts is the median of the updates
+but the first, whose time holds what happens only once.
 
     one_process, two_processes    images/s
     ratio                         of the second to the first; two would be perfect
@@ -24,10 +24,13 @@ from pathlib import Path
 from typing import List
 
 PROJECT = str(Path(__file__).resolve().parents[1])
-sys.path.insert(0, PROJECT)
 # As run.sh sets it: keeps the memory of large tensors instead of paying page faults for it in every step.
 MALLOC = "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
-HOROVODRUN = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", "2", "-H", "localhost:2"]
+LAUNCHER = """
+import sys
+from ipu_vit.launch import LOOPBACK, launch, parse_hosts
+sys.exit(launch(parse_hosts("2"), None, LOOPBACK, sys.argv[1:]))
+"""
 
 GLOBAL_BATCH = 128
 PRESET = """\
@@ -58,7 +61,7 @@ def main() -> None:
         parser.error("two cores are needed, and this process may use one")
     figures = {
         "one_process": measure([], arguments.updates),
-        "two_processes": measure(HOROVODRUN, arguments.updates),
+        "two_processes": measure([sys.executable, "-c", LAUNCHER], arguments.updates),
     }
     figures["ratio"] = figures["two_processes"] / figures["one_process"]
     for name, value in figures.items():

@@ -7,6 +7,8 @@ this knows its insides (version 0.28.1, its last):
 - the server where processes find each other listens on their interface, not on every one that there is;
 - no secrets of the environment are written into command lines, which anybody on the host can read;
 - SIGTERM and Ctrl-C go to the processes, which save; its own answer is to kill them after five seconds;
+- Horovod asks every 10 ms whether there is something to add up, not every 1 ms (`HOROVOD_CYCLE_TIME`, unless that is
+  set already), which takes a tenth of a process's only core;
 - the exit code is that of the process that failed first, and there is no traceback of the launcher;
 - a host that does not answer is given up after ten seconds, not fifty.
 
@@ -107,6 +109,7 @@ def launch(hosts: Hosts, interface: Optional[str], address: str, command: List[s
     from horovod.runner import launch as horovodrun
     from horovod.runner.http import http_server
 
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
     exportable = gloo_run.env_util.is_exportable
     gloo_run.env_util.is_exportable = lambda name: exportable(name) and not names_secret(name)
     http_server.find_port = lambda make: _listen(make, address)
