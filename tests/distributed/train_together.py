@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from typing import Any, Dict
 
-import horovod.torch as hvd
 import poptorch
 import torch
 from torch import nn
@@ -45,6 +44,8 @@ def optimizer_of(name: str, model: nn.Module) -> Any:
 
 
 def train(name: str, replicas: int, reduction: Any = poptorch.ReductionType.Mean) -> Dict[str, Any]:
+    import horovod.torch as hvd  # not there for whoever only imports the model
+
     options = poptorch.Options()
     options.Distributed.configureProcessId(hvd.rank(), hvd.size())
     options.replicationFactor(replicas)
@@ -66,6 +67,8 @@ def train(name: str, replicas: int, reduction: Any = poptorch.ReductionType.Mean
 
 
 if __name__ == "__main__":
+    import horovod.torch as hvd
+
     hvd.init()
     folder, replicas = sys.argv[1], int(sys.argv[2])
     found = {name: train(name, replicas) for name in ("sgd", "combined", "adamw", "dropout", "halves")}
