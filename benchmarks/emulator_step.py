@@ -1,12 +1,13 @@
 """What emulation costs: one training step on the emulator against plain PyTorch.
 
-    python benchmarks/emulator_step.py [--json FILE] [--quick]
+    python benchmarks/emulator_step.py [--json FILE] [--quick] [--rounds N] [--only VARIANT ...]
 
 ViT-B/16 at 224 px (micro batch 17 × accumulation 4, split over four IPUs with a recomputation checkpoint after
 every layer, SGD with momentum), and a ViT of tiny layers (width 96, 32 px) where every operator takes
-microseconds. Each variant runs alone, in a process of its own with the same malloc settings, and takes its turn in
-every round, so that a change of the machine's speed meets them all. Printed are images/s of the fastest step, the
-ratio to plain PyTorch in float32, and the most memory that a process held.
+microseconds. Each variant has a process of its own with the same malloc settings. All are there from the beginning
+to the end, and take turns of one step, so that a change of the machine's speed meets them all; so they need
+their memory at the same time, 19 GiB, or less with `--only`. Printed are images/s of the fastest step, the ratio to
+plain PyTorch in float32, and the most memory that a process held.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from subprocess import PIPE
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 PROJECT = Path(__file__).resolve().parents[1]
 # As run.sh sets it: keeps the memory of large tensors instead of paying page faults for it in every step.
@@ -37,65 +40,87 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--quick", action="store_true", help="the tiny model only")
-    parser.add_argument("--rounds", type=int, default=1, help="turns of each variant")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each variant")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS[1:], default=VARIANTS[1:], help="beside plain_fp32")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        model, variant, steps = arguments.child
-        run_child(model, variant, int(steps))
+        run_child(*arguments.child)
         return
     figures: Dict[str, float] = {}
     for model in ["tiny"] if arguments.quick else ["vit_b16", "tiny"]:
-        prefix = "" if model == "vit_b16" else f"{model}_"
-        variants = [name for name in VARIANTS if model == "vit_b16" or name != "transformers_fp32"]
-        measured = measure(model, variants, arguments.rounds, steps=1 if model == "vit_b16" else 10)
+        prefix, turns = ("", arguments.rounds) if model == "vit_b16" else ("tiny_", 10 * arguments.rounds)
+        variants = [name for name in ("plain_fp32", *arguments.only) if not prefix or name != "transformers_fp32"]
+        measured = measure(model, variants, turns)
         print(f"\n{model}: {MICRO_BATCH} × {ACCUMULATION} images a step, {os.cpu_count()} cores")
         print(f"{'':20}{'images/s':>10}{'of plain':>10}{'peak MiB':>10}")
         for name in variants:
             speed, peak = measured[name]
             figures[prefix + name], figures[f"{prefix}peak_{name}"] = speed, peak
             ratio = speed / measured["plain_fp32"][0]
-            print(f"{name:20}{speed:10.2f}{ratio:10.2f}{peak / 2**20:10.0f}")
+            print(f"{name:20}{speed:10.2f}{ratio:10.2f}{peak / 2**20:10.0f}", flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def measure(model: str, variants: List[str], rounds: int, steps: int) -> Dict[str, Any]:
+def measure(model: str, variants: Sequence[str], turns: int) -> Dict[str, Tuple[float, int]]:
     """Images/s of the fastest step, and peak bytes, of each variant."""
-    seconds: Dict[str, List[float]] = {name: [] for name in variants}
-    peaks = dict.fromkeys(variants, 0)
-    for _ in range(rounds):
-        for name in variants:
-            times, peak = _run_alone(model, name, steps)
-            seconds[name] += times
-            peaks[name] = max(peaks[name], peak)
-    return {name: (MICRO_BATCH * ACCUMULATION / min(seconds[name]), peaks[name]) for name in variants}
+    with ExitStack() as stack:
+        children = {name: stack.enter_context(Child(model, name)) for name in variants}
+        seconds = [[child.step() for child in children.values()] for _ in range(turns)]
+        images = MICRO_BATCH * ACCUMULATION
+        return {
+            name: (images / min(times), child.peak()) for (name, child), times in zip(children.items(), zip(*seconds))
+        }
 
 
-def _run_alone(model: str, variant: str, steps: int) -> Tuple[List[float], int]:
-    environment = {
-        **os.environ,
-        "GLIBC_TUNABLES": MALLOC,
-        "PYTHONPATH": str(PROJECT),
-        "IPU_VIT_EMULATOR_ARITHMETIC": "bfloat16" if variant == "fast" else "float16",
-    }
-    command = [sys.executable, __file__, "--child", model, variant, str(steps)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-    figures = json.loads(result.stdout)
-    return figures["seconds"], figures["peak"]
+class Child:
+    """A variant in a process of its own. Steps are asked for by a line each; the end of lines asks for the peak."""
+
+    def __init__(self, model: str, variant: str) -> None:
+        """Starts the process, and waits for the first step, which compiles and warms up, and does not count."""
+        environment = {
+            **os.environ,
+            "GLIBC_TUNABLES": MALLOC,
+            "PYTHONPATH": str(PROJECT),
+            "IPU_VIT_EMULATOR_ARITHMETIC": "bfloat16" if variant == "fast" else "float16",
+        }
+        command = [sys.executable, __file__, "--child", model, variant]
+        self._process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, bufsize=1, env=environment)
+        self.step()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def step(self) -> float:
+        """Seconds that a step took."""
+        print(file=self._process.stdin)
+        return self._answer()
+
+    def peak(self) -> int:
+        """The most bytes that the process held, which ends it."""
+        self._process.stdin.close()
+        return int(self._answer())
+
+    def _answer(self) -> float:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit("a variant's process has ended, by its fault or for want of memory; --only measures fewer at once")
+        return float(line)
 
 
-def run_child(model: str, variant: str, steps: int) -> None:
-    """Measure one variant in this process; the first step, which compiles and warms up, does not count."""
+def run_child(model: str, variant: str) -> None:
+    """Make a step for every line that comes, and answer with its seconds; in the end with the peak of memory."""
     step = (plain_step if variant in ("plain_fp32", "transformers_fp32") else emulated_step)(model, variant)
-    step()
-    seconds: List[float] = []
-    for _ in range(steps):
+    for _ in sys.stdin:
         started = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+        print(time.perf_counter() - started, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
 
 
 def plain_step(name: str, variant: str) -> Callable[[], Any]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Callable, List, Tuple
 
 import pytest
-import torch
-from tiny_runs import losses, sentence, tiny_preset
+from tiny_runs import distance, losses, sentence, tensors, tiny_preset
 
 from ipu_vit.__main__ import main
 from ipu_vit.checkpoint import Checkpoint, Checkpoints
@@ -76,23 +75,6 @@ def back_to_update_4(preset: Path) -> None:
     checkpoints.path(8).unlink()
     checkpoints.best.unlink()
     assert checkpoints.updates() == [4]
-
-
-def tensors(value: Any, name: str = "") -> Dict[str, torch.Tensor]:
-    """All tensors in a nested value, by their paths."""
-    if isinstance(value, torch.Tensor):
-        return {name: value}
-    found: Dict[str, torch.Tensor] = {}
-    for key, item in value.items() if isinstance(value, dict) else ():
-        found.update(tensors(item, f"{name}.{key}"))
-    return found
-
-
-def distance(ours: Dict[str, torch.Tensor], theirs: Dict[str, torch.Tensor]) -> float:
-    """The difference of all tensors laid end to end, as a share of their length."""
-    assert ours.keys() == theirs.keys() and ours
-    right = torch.cat([tensor.double().flatten() for tensor in theirs.values()])
-    return float((torch.cat([ours[name].double().flatten() for name in theirs]) - right).norm() / right.norm())
 
 
 # Every change alone for one optimizer; for the others, which keep more state, the two that move most of it.

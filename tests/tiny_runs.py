@@ -99,6 +99,23 @@ def losses(folder: Path) -> List[Dict[str, float]]:
     return [{"update": s["update"], **{name: s[f"train/{name}"] for name in ("loss", "accuracy", "lr")}} for s in steps]
 
 
+def tensors(value: Any, name: str = "") -> Dict[str, torch.Tensor]:
+    """All tensors in a nested value, by their paths."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    found: Dict[str, torch.Tensor] = {}
+    for key, item in value.items() if isinstance(value, dict) else ():
+        found.update(tensors(item, f"{name}.{key}"))
+    return found
+
+
+def distance(ours: Dict[str, torch.Tensor], theirs: Dict[str, torch.Tensor]) -> float:
+    """The difference of all tensors laid end to end, as a share of their length."""
+    assert ours.keys() == theirs.keys() and ours
+    right = torch.cat([tensor.double().flatten() for tensor in theirs.values()])
+    return float((torch.cat([ours[name].double().flatten() for name in theirs]) - right).norm() / right.norm())
+
+
 def contents(folder: Path) -> Dict[str, bytes]:
     """Every file under a folder with what is in it."""
     return {os.fspath(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

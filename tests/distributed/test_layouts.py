@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Dict, List
 
 import pytest
-import torch
 from launching import Ended, run_jobs
-from tiny_runs import contents, tiny_preset
+from tiny_runs import contents, distance, tensors, tiny_preset
 
 from ipu_vit.__main__ import main
 from ipu_vit.checkpoint import Checkpoint, Checkpoints
@@ -47,23 +46,6 @@ CASES = {
 }  # fmt: skip
 TOLERANCE = {"halves": 1e-3}
 ELASTIC = [*PLAIN, *SGD, "pipeline.global_batch=8", "model.dropout=0"]
-
-
-def tensors(value: Any, name: str = "") -> Dict[str, torch.Tensor]:
-    """All tensors in a nested value, by their paths."""
-    if isinstance(value, torch.Tensor):
-        return {name: value}
-    found: Dict[str, torch.Tensor] = {}
-    for key, item in value.items() if isinstance(value, dict) else ():
-        found.update(tensors(item, f"{name}.{key}"))
-    return found
-
-
-def distance(ours: Dict[str, torch.Tensor], theirs: Dict[str, torch.Tensor]) -> float:
-    """The difference of all tensors laid end to end, as a share of their length."""
-    assert ours.keys() == theirs.keys() and ours
-    right = torch.cat([tensor.double().flatten() for tensor in theirs.values()])
-    return float((torch.cat([ours[name].double().flatten() for name in theirs]) - right).norm() / right.norm())
 
 
 def end_of(folder: Path) -> Checkpoint:
