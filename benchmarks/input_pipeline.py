@@ -13,6 +13,7 @@ the time that passed.
     …_bilinear          the two with bilinear interpolation
     opencv              cv2.imdecode and cv2.resize (bilinear, which does not antialias), where it can be imported
     packed              as ours, from a pack of decoded images
+    cold, packed_cold   ours and packed, by the time that passes, from files that are not in the page cache
     one_worker, two_workers    through PopTorch's loader, as training uses it
 
 `mean_abs_diff` is between our pixels and Pillow's for the same boxes, as a share of the range: 0.5 / 255 is 0.00196.
@@ -30,7 +31,7 @@ import time
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 PROJECT = str(Path(__file__).resolve().parents[1])
 sys.path.insert(0, PROJECT)
@@ -75,6 +76,7 @@ def main() -> None:
         versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}"
         print(f"{arguments.images} files of {size / 1000:.0f} kB, {versions}")
         figures = single_process(root, arguments.rounds)
+        figures.update(measure_cold(root, max(2, arguments.rounds // 3)))
         figures.update(measure_loaders(root, device, max(2, arguments.rounds // 3)))
         figures["mean_abs_diff"] = difference(root)
     show(figures)
@@ -233,6 +235,51 @@ def packed(source: ImageFolder, folder: Path) -> Dict[str, Batch]:
     pack(source, folder, Storing(decoded=True))
     images = PackedImages(folder, "pack")
     return {"packed": ours(images, "bicubic"), "packed_bilinear": ours(images, "bilinear")}
+
+
+def measure_cold(root: Path, rounds: int) -> Dict[str, float]:
+    """Images/s of the first pass over files that the page cache does not have, in shuffled order."""
+    sources: Dict[str, Tuple[Path, Callable[[], Source]]] = {
+        "cold": (root / "train", lambda: ImageFolder(root / "train", "root")),
+        "packed_cold": (root / "pack", lambda: PackedImages(root / "pack", "pack")),
+    }
+    best = dict.fromkeys(sources, 0.0)
+    for _ in range(rounds):
+        for name, (folder, open_source) in sources.items():
+            here, there = multiprocessing.Pipe()
+            # A process of its own, as a file that is mapped into memory cannot be dropped from the cache.
+            multiprocessing.get_context("fork").Process(target=first_pass, args=(folder, open_source, there)).start()
+            best[name] = max(best[name], here.recv())
+    return {name: speed for name, speed in best.items() if speed}  # none where nothing can be dropped
+
+
+def first_pass(folder: Path, open_source: Callable[[], Source], answer: Connection) -> None:
+    torch.set_num_threads(1)
+    worker_init(0)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    forget(files)
+    read_before, started = _read_from_disk(), time.perf_counter()
+    source = open_source()
+    batch, batches = ours(source, "bicubic"), len(source) // MICRO_BATCH
+    for number in range(batches):
+        batch(number)
+    speed = batches * MICRO_BATCH / (time.perf_counter() - started)
+    share = (_read_from_disk() - read_before) / sum(path.stat().st_size for path in files)
+    answer.send(speed if share > 0.8 else 0.0)
+
+
+def forget(files: Sequence[Path]) -> None:
+    """Drop files from the page cache."""
+    os.sync()
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _read_from_disk() -> int:
+    """Bytes that this process has had read from disks."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
 def difference(root: Path) -> float:

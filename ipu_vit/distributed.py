@@ -36,8 +36,9 @@ class Processes:
 
     rank = 0
     size = 1
-    #: replicas of each process, if PopRun has decided on them
+    #: replicas of each process, and IPUs of each replica, if PopRun has decided on them
     replicas: Optional[int] = None
+    ipus: Optional[int] = None
     #: what is raised when another process is gone
     lost: Tuple[Type[Exception], ...] = ()
 
@@ -73,7 +74,12 @@ class Processes:
         return True
 
     def replicas_of_each(self, pipeline: PipelineSettings) -> int:
-        """How many replicas each process runs; raises UserError, naming what fits, if the settings' number does not."""
+        """How many replicas each process runs; raises UserError, naming what fits, if the settings' numbers do not."""
+        if self.ipus not in (None, pipeline.ipus):
+            raise UserError(
+                f"pipeline.ipus={pipeline.ipus}, but poprun has been started with --ipus-per-replica {self.ipus}: "
+                f"write pipeline.ipus={self.ipus} and its layers_per_ipu, or --ipus-per-replica {pipeline.ipus}"
+            )
         total = None if self.replicas is None else self.replicas * self.size
         if total not in (None, pipeline.replicas):
             raise UserError(
@@ -98,7 +104,7 @@ ALONE = Processes()
 class SeveralProcesses(Processes):
     """One of several processes, which must all call the same methods in the same order."""
 
-    def __init__(self, rank: int, size: int, replicas: Optional[int] = None) -> None:
+    def __init__(self, rank: int, size: int, replicas: Optional[int] = None, ipus: Optional[int] = None) -> None:
         """Raises UserError if Horovod is missing, or knows other processes."""
         try:
             import horovod.torch as hvd
@@ -114,7 +120,7 @@ class SeveralProcesses(Processes):
                 f"this is process {rank} of {size}, but Horovod has it as {hvd.rank()} of {hvd.size()}: it has not "
                 "been built for whoever starts the processes, poprun with MPI or horovodrun with Gloo"
             )
-        self.rank, self.size, self.replicas = rank, size, replicas
+        self.rank, self.size, self.replicas, self.ipus = rank, size, replicas, ipus
         self.lost = (HorovodInternalError,)
         self._hvd = hvd
 
@@ -202,11 +208,11 @@ def _join() -> Processes:
     popdist = importlib.import_module("popdist") if importlib.util.find_spec("popdist") else None
     if popdist is not None and popdist.isPopdistEnvSet():
         popdist.init()
-        size, replicas = popdist.getNumInstances(), popdist.getNumLocalReplicas()
+        size, replicas, ipus = popdist.getNumInstances(), popdist.getNumLocalReplicas(), popdist.getNumIpusPerReplica()
         if size > 1:
-            return SeveralProcesses(popdist.getInstanceIndex(), size, replicas)
+            return SeveralProcesses(popdist.getInstanceIndex(), size, replicas, ipus)
         alone = Processes()
-        alone.replicas = replicas
+        alone.replicas, alone.ipus = replicas, ipus
         return alone
     size = int(os.environ.get("HOROVOD_SIZE", "1"))
     return SeveralProcesses(int(os.environ["HOROVOD_RANK"]), size) if size > 1 else Processes()

@@ -6,7 +6,8 @@ this knows its insides (version 0.28.1, its last):
 
 - the server where processes find each other listens on their interface, not on every one that there is;
 - no secrets of the environment are written into command lines, which anybody on the host can read;
-- SIGTERM and Ctrl-C go to the processes, which save; its own answer is to kill them after five seconds;
+- SIGTERM and Ctrl-C go to the processes, which save; its own answer is to kill them after five seconds. Schedulers
+  may send SIGTERM to all processes of the job;
 - Horovod asks every 10 ms whether there is something to add up, not every 1 ms (`HOROVOD_CYCLE_TIME`, unless that is
   set already), which takes a tenth of a process's only core;
 - the exit code is that of the process that failed first, and there is no traceback of the launcher;
@@ -107,6 +108,7 @@ def launch(hosts: Hosts, interface: Optional[str], address: str, command: List[s
     """Start the command on the hosts by horovodrun, and wait for its end; returns an exit code."""
     from horovod.runner import gloo_run
     from horovod.runner import launch as horovodrun
+    from horovod.runner.common.util import safe_shell_exec
     from horovod.runner.http import http_server
 
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
@@ -115,6 +117,7 @@ def launch(hosts: Hosts, interface: Optional[str], address: str, command: List[s
     http_server.find_port = lambda make: _listen(make, address)
     horovodrun.SSH_ATTEMPTS = 1  # of ten seconds each
     gloo_run.register_shutdown_event = lambda: _pass_signals_on(command)
+    safe_shell_exec._exec_middleman = _stand_between
     options = ["--gloo", "--disable-cache", "-np", str(hosts.total), "-H", hosts.text]
     if interface is not None:
         options += ["--network-interfaces", interface]
@@ -134,6 +137,15 @@ def _listen(make: Callable[[Tuple[str, int]], Any], address: str) -> Tuple[Any, 
     """A server on a free port of one address."""
     server = make((address, 0))
     return server, server.server_address[1]
+
+
+def _stand_between(command: str, *others: Any) -> None:
+    """In a process between launcher and process, with a shell: both outlive SIGTERM, to tell how that process ends."""
+    from horovod.runner.common.util.safe_shell_exec import _exec_middleman
+
+    # Neither is the same as to ignore the signal, which would be passed on.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    _exec_middleman(f"trap : TERM; {command}", *others)
 
 
 def _pass_signals_on(command: List[str]) -> threading.Event:

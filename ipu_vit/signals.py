@@ -16,7 +16,7 @@ class Terminated(BaseException):
 
 
 class Termination:
-    """As a context, turns the first SIGTERM into Terminated; a second one ends the process at once.
+    """As a context, turns the first SIGTERM into Terminated; others, as a job's processes may get several, do nothing.
 
     Inside `deferred`, Terminated waits until that is left, and `agreed` tells that it does. Of several
     processes, all end if one is asked to; so there they have to agree, and outside of `deferred` go on to the end.
@@ -60,7 +60,6 @@ class Termination:
         return self._agreed
 
     def _hear(self, number: int, frame: Optional[FrameType]) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self.heard = True
-        if not self._deferred and self._processes.size == 1:
+        heard, self.heard = self.heard, True
+        if not heard and not self._deferred and self._processes.size == 1:
             raise Terminated

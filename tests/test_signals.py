@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -87,36 +86,19 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return preset.parent / "run"
 
 
-# Sends itself SIGTERM in its second step, and hangs there.
-HANGING = """
-import os, signal, sys
-from ipu_vit.__main__ import main
-import ipu_vit.emulator
-ipu_vit.emulator.install()
-from ipu_vit.report import Report
-
-def host_step(report, step):
-    if step.update == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
-        print("first", flush=True)
-        signal.pause()
-
-Report.host_step = host_step
-main(sys.argv[1:])
-"""
-
-
-def test_second_sigterm_ends_at_once(preset: Path) -> None:
-    arguments = [sys.executable, "-c", HANGING, "train", str(preset)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while process.stdout.readline() != "first\n":
-            assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == -signal.SIGTERM
-
-
 # --- the room itself ---------------------------------------------------------------------------------
+
+
+def test_terminated_once_however_often_it_is_asked_to() -> None:
+    done = []
+    with pytest.raises(Terminated):
+        with Termination() as termination:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append(termination.heard)
+    assert done == [True]
 
 
 def test_terminated_at_once_or_when_what_is_deferred_is_done() -> None:

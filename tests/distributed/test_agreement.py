@@ -15,10 +15,10 @@ from ipu_vit.__main__ import main
 RUN = ["schedule.updates=4", "pipeline.replicas=2", "pipeline.global_batch=4", "model.dropout=0"]
 
 
-def poprun(local: int, rank: int) -> Dict[str, str]:
+def poprun(local: int, rank: int, ipus: int = 1) -> Dict[str, str]:
     """What PopRun tells the process of that number, of two with so many replicas each."""
     return {"POPDIST_NUM_TOTAL_REPLICAS": str(2 * local), "POPDIST_NUM_LOCAL_REPLICAS": str(local),
-            "POPDIST_REPLICA_INDEX_OFFSET": str(rank * local), "POPDIST_NUM_IPUS_PER_REPLICA": "1"}  # fmt: skip
+            "POPDIST_REPLICA_INDEX_OFFSET": str(rank * local), "POPDIST_NUM_IPUS_PER_REPLICA": str(ipus)}  # fmt: skip
 
 
 def evaluation(folder: Path) -> List[str]:
@@ -56,6 +56,8 @@ def ended(folder: Path) -> Dict[str, List[Ended]]:
                    "environment": {str(rank): poprun(1, rank) for rank in range(2)}},
         "poprun's replicas": {"arguments": [*train, "output=poprun"],
                               "environment": {str(rank): poprun(2, rank) for rank in range(2)}},
+        "poprun's IPUs": {"arguments": [*train, "output=poprun"],
+                          "environment": {str(rank): poprun(1, rank, ipus=4) for rank in range(2)}},
     }  # fmt: skip
     return dict(zip(jobs, run_jobs(2, folder, list(jobs.values()))))
 
@@ -71,6 +73,7 @@ def ended(folder: Path) -> Dict[str, List[Ended]]:
     ("other run", 0, "holds a run with schedule.lr=0.05, not 0.01"),
     ("unreadable", 1, "in process 1 of 2: data.root holds images that cannot be read, for example "),
     ("poprun's replicas", 0, "pipeline.replicas=2, but poprun has started 2 instances for 4 replicas"),
+    ("poprun's IPUs", 0, "pipeline.ipus=1, but poprun has been started with --ipus-per-replica 4: write"),
 ])  # fmt: skip
 def test_all_end_and_one_tells_why(ended: Dict[str, List[Ended]], name: str, teller: int, words: str) -> None:
     told, silent = ended[name][teller], ended[name][1 - teller]

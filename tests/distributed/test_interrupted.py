@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import List
 
@@ -104,17 +105,20 @@ def test_killed_at_random_moments(runs: Runs, undisturbed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_told_to_end(runs: Runs, undisturbed: Path) -> None:
-    """By SIGTERM to the launcher, as it comes from a job's script: the step at hand is saved."""
-    name = "told"
+@pytest.mark.parametrize("told", ["launcher", "all"])
+def test_told_to_end(runs: Runs, undisturbed: Path, told: str) -> None:
+    """By SIGTERM as it comes from a job's script, to the launcher, or from a scheduler, to all: the step is saved."""
+    name, before = f"told {told}", len(runs.log.read_text())
     family = runs.start(name)
     family.wait_until(lambda: runs.done(name) > 2)
-    family.launcher.send_signal(signal.SIGTERM)
+    for process in list(family.members()) if told == "all" else [family.launcher.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
     assert family.end() == 0, runs.log.read_text()
     saved = runs.saved(name)
     assert saved == runs.done(name)
     said = f"ended by SIGTERM; the checkpoint of update {saved} is kept; the same command continues the run"
-    assert runs.log.read_text().count(said) == 1
+    assert runs.log.read_text()[before:].count(said) == 1
     runs.to_its_end(name)
     assert f"continuing after update {saved} of" in runs.log.read_text()
     assert_same_end(runs.folder / name, undisturbed)

@@ -1,4 +1,4 @@
-"""The same global batches on 1 process with 4 replicas, 2 with 2, 4 with 1: the same run.
+"""The same global batches on 1 process with 4 replicas, 2 with 2, 4 with 1: the same run. And with 3, 3 with 1.
 
 What they are measured by is the single process, which other tests compare with plain PyTorch. Sums are
 taken in another order, so float32 weights may differ by 1e-6 of their length after 20 updates, dropout
@@ -9,8 +9,10 @@ none is, as the sum of a few halves is exact in float32.
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Dict, List
+from unittest.mock import ANY
 
 import pytest
 from launching import Ended, run_jobs
@@ -44,6 +46,8 @@ CASES = {
         "optimizer.loss_scaling=16", "pipeline.stochastic_rounding=true",
     ],
 }  # fmt: skip
+# A number of replicas that divides few of the tensors that they are to share.
+ODD = [*CASES["sharding"], "pipeline.replicas=3", "pipeline.global_batch=12"]
 TOLERANCE = {"halves": 1e-3}
 ELASTIC = [*PLAIN, *SGD, "pipeline.global_batch=8", "model.dropout=0"]
 
@@ -72,7 +76,7 @@ class Runs:
         self.own = folder / "process-0"
         self.own.mkdir()
         self.ended: Dict[int, List[List[Ended]]] = {}
-        for name, overrides in CASES.items():
+        for name, overrides in {**CASES, "odd": ODD}.items():
             assert main(self.train(*overrides, f"output={self.own}/{name} 1")) == 0
         assert main(self.train(*ELASTIC, f"output={self.own}/elastic")) == 0
         shutil.copytree(self.own / "elastic", self.own / "uninterrupted")
@@ -82,6 +86,7 @@ class Runs:
         self.several(4)
         shutil.copytree(self.own / "no accumulation 2", self.own / "resumed")
         cut(self.own / "resumed", 10)
+        assert run_jobs(3, folder, [{"arguments": self.train(*ODD, "output=odd 3")}]) == [[Ended(0, ANY, "")] * 3]
         again = [self.train(*CASES["no accumulation"], f"output={output}") for output in ("resumed", "again")]
         run_jobs(2, folder, [{"arguments": arguments} for arguments in again])
 
@@ -102,8 +107,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name, processes", [*product(CASES, (2, 4)), ("odd", 3)])
 def test_any_layout_is_the_same_run(runs: Runs, name: str, processes: int) -> None:
     one, several = runs.own / f"{name} 1", runs.own / f"{name} {processes}"
     ours, theirs = end_of(several), end_of(one)
