@@ -52,8 +52,13 @@ def is_loading(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes as Linux lists them")
-@pytest.mark.parametrize("place", [-1, -2])
-def test_killed_loader_worker_is_named(preset: Path, place: int, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("place, kind, advice", [
+    (-1, signal.SIGKILL, "fewer workers"), (-2, signal.SIGKILL, "fewer workers"),
+    (-1, signal.SIGBUS, "a full /dev/shm"), (-2, signal.SIGBUS, "a full /dev/shm"),
+])  # fmt: skip
+def test_killed_loader_worker_is_named(
+    preset: Path, place: int, kind: signal.Signals, advice: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Torch's worker, or the process that joins its batches: the last that were started."""
     folder, ended = preset.parent / "run", threading.Event()
 
@@ -61,7 +66,7 @@ def test_killed_loader_worker_is_named(preset: Path, place: int, capfd: pytest.C
         while len(losses(folder)) < 5:
             if ended.wait(0.01):
                 return
-        os.kill([one for one in descendants(os.getpid()) if is_loading(one)][place], signal.SIGKILL)
+        os.kill([one for one in descendants(os.getpid()) if is_loading(one)][place], kind)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -73,7 +78,7 @@ def test_killed_loader_worker_is_named(preset: Path, place: int, capfd: pytest.C
     err = capfd.readouterr().err
     said = sentence(err[err.index("error: ") :])
     assert said.startswith("data.workers=1: ") and re.search(r"killed by signal|exited unexpectedly", said)
-    assert "checkpoints are untouched and the same command continues" in said
+    assert "checkpoints are untouched and the same command continues" in said and advice in said
     latest = Checkpoints(folder / "checkpoints", keep=3).latest()
     assert latest is not None and latest.update >= 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from contextlib import contextmanager
 from typing import Iterator
 
@@ -10,6 +11,8 @@ from ipu_vit.errors import UserError
 
 # What PopTorch's accessor says of its process, and torch's loader of its workers.
 _DIED = re.compile(r"[^\n]*(killed by signal|exited unexpectedly|ended unexpectedly)[^\n]*")
+# What a process gets that touches memory which a full or broken file system cannot back.
+_BUS_ERROR = re.compile(rf"by signal:? ({signal.SIGBUS.value}\b|Bus error)")
 
 
 class LostWorker(UserError):
@@ -27,8 +30,12 @@ def naming_lost_workers(workers: int) -> Iterator[None]:
         died = _DIED.search(str(error))
         if died is None:
             raise
+        advice = (
+            "it is how a full /dev/shm shows, which containers raise with --shm-size, or a disk that fails under a pack"
+            if _BUS_ERROR.search(died.group())
+            else "if memory ran out, fewer workers or a smaller pipeline.prefetch_depth take less"
+        )
         raise LostWorker(
             f"data.workers={workers}: {died.group().strip().rstrip('.')}; checkpoints are untouched and the same "
-            "command continues from the last one; if memory ran out, fewer workers or a smaller "
-            "pipeline.prefetch_depth take less"
+            f"command continues from the last one; {advice}"
         ) from error

@@ -1,4 +1,4 @@
-"""The same global batches on 1 process with 4 replicas, 2 with 2, 4 with 1: the same run; and 3 with 1 that of one alone.
+"""The same global batches on 1 process with 4 replicas, 2 with 2, 4 with 1: the same run; so are 3 with 1 and 1 alone.
 
 What they are measured by is the single process, which other tests compare with plain PyTorch. Sums are
 taken in another order, so float32 weights may differ by 1e-6 of their length after 20 updates, dropout
