@@ -1,6 +1,6 @@
 """Every test runs with the emulator in PopTorch's place, one thread for each process, and repeatable examples.
 
-`HYPOTHESIS_PROFILE=default pytest …` draws other examples each time: rounding may add up to anything in one of many
+`HYPOTHESIS_PROFILE=searching pytest …` draws other examples each time: rounding may add up to anything in one of many
 thousands, so that is for looking for faults and not for saying whether a change may land.
 """
 
@@ -19,7 +19,9 @@ from hypothesis import settings
 import ipu_vit.emulator
 
 ipu_vit.emulator.install()
-settings.register_profile("repeatable", derandomize=True)
+# Without deadlines, which a busy machine misses.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("searching", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 

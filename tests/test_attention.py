@@ -35,7 +35,7 @@ def by_the_paper(layers: List[np.ndarray]) -> np.ndarray:
     return image[0, 1:]
 
 
-@hypothesis_settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30)
 @given(depth=st.integers(1, 4), heads=st.integers(1, 3), side=st.integers(1, 4), seed=st.integers(0, 99))
 def test_rollout_is_that_of_the_paper(depth: int, heads: int, side: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -30,7 +30,7 @@ def rank(found: List[int]) -> Tuple[int, int]:
     return max(found), sum(load**2 for load in found)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(parts=st.lists(st.integers(0, 50), min_size=2, max_size=9), data=st.data())
 def test_no_split_is_better(parts: List[int], data: st.DataObject) -> None:
     ipus = data.draw(st.integers(1, len(parts)))

@@ -51,7 +51,7 @@ nested = st.recursive(
 )
 
 
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=150)
 @given(optimizer=st.dictionaries(keys, nested, max_size=4), seed=st.integers(0, 2**63 - 1))
 def test_there_and_back(tmp_path_factory: pytest.TempPathFactory, optimizer: Any, seed: int) -> None:
     """Whatever an optimizer keeps, in whatever nesting, to the last bit and of the same type."""
@@ -158,7 +158,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     assert read_checkpoint(path).update == 1
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_bytes_that_differ_anywhere_are_noticed(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     """A piece lost, doubled or overwritten, as disks and networks do it."""

@@ -263,7 +263,7 @@ def test_processes_share_replicas() -> None:
 # --- saving --------------------------------------------------------------------------------------
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lr=st.floats(1e-300, 1e300),
     seed=st.integers(0, 2**31 - 1),

@@ -66,7 +66,7 @@ def settings_with(micro_batch: int, layers_per_ipu: List[int]) -> Settings:
     )  # fmt: skip
 
 
-@hypothesis_settings(max_examples=20, deadline=None)
+@hypothesis_settings(max_examples=20)
 @given(
     images=st.integers(1, 30),
     micro_batch=st.integers(1, 7),

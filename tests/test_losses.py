@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from emulator_models import options
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -36,7 +35,6 @@ def mixed(batch: int, classes: int, seed: int) -> Tensor:
 cases = (st.integers(1, 9), st.integers(2, 20), st.floats(0, 0.99), st.integers(0, 1000))
 
 
-@hypothesis_settings(deadline=None)
 @given(*cases)
 def test_value_is_pytorchs(batch: int, classes: int, smoothing: float, seed: int) -> None:
     logits, labels = examples(batch, classes, seed)
@@ -44,7 +42,6 @@ def test_value_is_pytorchs(batch: int, classes: int, smoothing: float, seed: int
     assert float(cross_entropy(logits, labels, smoothing)) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
 
 
-@hypothesis_settings(deadline=None)
 @given(*cases)
 def test_value_of_shares_is_pytorchs(batch: int, classes: int, smoothing: float, seed: int) -> None:
     logits, targets = examples(batch, classes, seed)[0], mixed(batch, classes, seed)
@@ -52,7 +49,6 @@ def test_value_of_shares_is_pytorchs(batch: int, classes: int, smoothing: float,
     assert float(cross_entropy(logits, targets, smoothing)) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
 
 
-@hypothesis_settings(deadline=None)
 @given(*cases)
 def test_sigmoid_value_is_big_visions(batch: int, classes: int, smoothing: float, seed: int) -> None:
     """-(t log p + (1 - t) log(1 - p)), summed over classes, then the mean over images."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from distributions import within
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pictures import photograph
 from PIL import Image, ImageOps
@@ -90,7 +90,6 @@ CHANGES = {
 }
 
 
-@settings(deadline=None)
 @given(
     width=st.sampled_from([1, 2, 3, 17, 1000]),
     height=st.sampled_from([1, 2, 5, 31, 1000]),

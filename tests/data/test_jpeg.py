@@ -41,7 +41,7 @@ def decoded(data: bytes, rows: Optional[int] = None) -> np.ndarray:
     return EncodedImage(data, "image.jpg").pixels(rows)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     width=st.integers(1, 70),
     height=st.integers(1, 70),
@@ -97,7 +97,7 @@ def test_of_a_cut_file_with_an_end_marker_only_what_is_there_is_used(filling: by
             decoded(half, rows)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(place=st.floats(0, 1), bit=st.integers(0, 7), rows=st.integers(1, 60), options=KINDS)
 def test_a_flipped_bit_makes_no_difference_between_the_part_and_the_whole(
     place: float, bit: int, rows: int, options: Any

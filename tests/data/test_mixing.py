@@ -8,7 +8,7 @@ from typing import Any, List, Tuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numbered_images import Numbers, all_of, samples_of
 from scipy import stats
@@ -19,7 +19,6 @@ from ipu_vit.data.ondevice import Mix, mixed_targets, partners_share
 from ipu_vit.settings import AugmentationSettings, Settings
 
 MANY = 20_000
-unhurried = settings(deadline=None)
 
 
 def draws(mixing: Mixing, count: int = MANY) -> np.ndarray:
@@ -61,7 +60,6 @@ def test_cutmixs_mean_area_after_clipping() -> None:
     assert float(partners_share(found, 1000).mean()) == pytest.approx(77 / 240, abs=0.006)
 
 
-@unhurried
 @given(size=st.integers(1, 300), alpha=st.floats(0.05, 5), seed=st.integers(0, 1000))
 def test_boxes_lie_in_the_image(size: int, alpha: float, seed: int) -> None:
     amount, top, bottom, left, right = Mixing(size, 0.0, alpha)(np.random.default_rng(seed))
@@ -121,7 +119,6 @@ def examples(batch: int, size: int, seed: int) -> Tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@unhurried
 @given(batch=st.integers(2, 9), size=st.integers(1, 12), seed=st.integers(0, 10_000))
 def test_images_and_targets_pixel_by_pixel(batch: int, size: int, seed: int) -> None:
     images, labels, mixing = examples(batch, size, seed)

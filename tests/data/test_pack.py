@@ -89,7 +89,7 @@ def test_files_are_kept_byte_by_byte_and_tar_unpacks_them(packed: PackedImages, 
         assert (tmp_path / "unpacked" / file.relative_to(tmp_path / "photographs")).read_bytes() == file.read_bytes()
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=8))
 def test_any_pixels_come_back_decoded(tmp_path: Path, sizes: List[Any]) -> None:
     shutil.rmtree(tmp_path, ignore_errors=True)
@@ -246,7 +246,7 @@ def test_a_file_that_cannot_be_read_is_named(folder: ImageFolder, tmp_path: Path
 # Damage
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_of_an_image_or_its_record_is_found(
     packed: PackedImages, tmp_path: Path, data: st.DataObject

@@ -8,7 +8,7 @@ from typing import Any, List
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numbered_images import Numbers, all_of, contents, labels_of, samples_of
 from tiny_runs import CPU
@@ -20,10 +20,8 @@ from ipu_vit.options import training_options
 from ipu_vit.settings import Settings
 
 SEEDS = st.integers(0, 2**31 - 1)
-unhurried = settings(deadline=None)
 
 
-@unhurried
 @given(count=st.integers(1, 12), seed=SEEDS, global_batch=st.integers(1, 12), repeats=st.integers(1, 5))
 def test_updates_take_the_repeated_order_in_turn(count: int, seed: int, global_batch: int, repeats: int) -> None:
     updates = -(-3 * count * repeats // global_batch)
@@ -48,7 +46,6 @@ def test_a_pass_takes_as_many_epochs_as_repeats(repeats: int) -> None:
         assert Counter(whole_pass) == {image: repeats for image in range(24)}
 
 
-@unhurried
 @given(st.data())
 def test_no_micro_batch_has_an_image_twice(data: Any) -> None:
     """As long as repeats fit in, which settings see to; 544 does not even divide by 3."""
@@ -74,7 +71,6 @@ def test_every_repetition_is_augmented_anew() -> None:
     assert len(set(marks)) > 180  # 400 draws of 256 give 202 on average
 
 
-@unhurried
 @given(seed=SEEDS, first=st.integers(0, 8), repeats=st.integers(2, 5))
 def test_resuming_continues_the_run(seed: int, first: int, repeats: int) -> None:
     whole = samples_of(Numbers(7), seed=seed, last_update=8, repeats=repeats)

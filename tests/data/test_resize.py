@@ -49,7 +49,7 @@ def boxes(draw: Any, width: int, height: int) -> Box:
     return left, top, right, bottom
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     box=boxes(90, 70),
     size=st.integers(1, 48),
@@ -75,7 +75,7 @@ def test_a_photograph_differs_by_less_than_half_a_step(resizer: str, interpolati
     assert difference.mean() <= (0 if resizer == "Pillow" else 0.3)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(box=boxes(90, 70), size=st.integers(1, 48), interpolation=st.sampled_from(["bilinear", "bicubic"]))
 def test_rows_that_are_not_asked_for_make_no_difference(box: Box, size: int, interpolation: str) -> None:
     image = picture(90, 70)
@@ -89,7 +89,7 @@ def test_rows_that_are_not_asked_for_make_no_difference_to_pillow(monkeypatch: p
     test_rows_that_are_not_asked_for_make_no_difference()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), seed=st.integers(0, 1000))
 def test_boxes_between_pixels_end_within_the_image(width: int, height: int, seed: int) -> None:
     """Where rounding might have put a side beyond the edge."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numbered_images import Numbers, all_of, contents, labels_of, samples_of
 from torch.utils.data import DataLoader
@@ -31,13 +31,11 @@ from ipu_vit.data.samples import (
 from ipu_vit.errors import UserError
 
 SEEDS = st.integers(0, 2**31 - 1)
-unhurried = settings(deadline=None)  # a busy machine is no failure
 
 
 # Order
 
 
-@unhurried
 @given(count=st.integers(1, 40), seed=SEEDS, global_batch=st.integers(1, 50))
 def test_every_epoch_sees_every_image_once(count: int, seed: int, global_batch: int) -> None:
     epochs = 3
@@ -52,7 +50,6 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     assert len({tuple(labels) for labels in (one[:100], one[100:], other[:100], other[100:], range(100))}) == 5
 
 
-@unhurried
 @given(seed=SEEDS, first=st.integers(0, 12))
 def test_resuming_continues_the_run(seed: int, first: int) -> None:
     whole = samples_of(Numbers(10), seed=seed, last_update=12)
@@ -60,7 +57,6 @@ def test_resuming_continues_the_run(seed: int, first: int) -> None:
     assert contents(rest) == contents(whole)[first * 4 :]
 
 
-@unhurried
 @given(seed=SEEDS, processes=st.sampled_from([1, 2, 3, 4, 6, 12]))
 def test_processes_share_each_global_batch(seed: int, processes: int) -> None:
     options = {"seed": seed, "global_batch": 12, "last_update": 5}
@@ -92,7 +88,6 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         samples_of(Numbers(10), last_update=1, processes=3)
 
 
-@unhurried
 @given(
     seed=SEEDS,
     processes=st.sampled_from([1, 2, 3, 6]),
@@ -205,7 +200,6 @@ def evaluation(source: Any, **options: Any) -> EvaluationSamples:
     return EvaluationSamples(source, channels_first, image_size=1, **options)
 
 
-@unhurried
 @given(count=st.integers(1, 50), pad_to=st.integers(1, 20))
 def test_evaluation_has_every_image_once_and_pads(count: int, pad_to: int) -> None:
     samples = all_of(evaluation(Numbers(count), pad_to=pad_to))

@@ -7,13 +7,12 @@ from typing import Any
 import poptorch
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from operator_models import gradient, infer, options
 from torch import Tensor, nn
 
 
-@settings(deadline=None)
 @given(st.integers(0, 6))
 def test_loops_feed_a_body_its_own_results(count: int) -> None:
     def fibonacci(a: Tensor, b: Tensor) -> Any:

@@ -33,7 +33,7 @@ def all_paths(steps: Tensor, blank: int) -> Dict[Tuple[int, ...], float]:
     return found
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 4), st.integers(2, 3), st.integers(0, 2), st.integers(0, 10**6), st.data())
 def test_wide_beams_find_the_likeliest_paths(time: int, classes: int, blank: int, seed: int, data: Any) -> None:
     blank %= classes

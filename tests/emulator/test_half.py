@@ -29,7 +29,7 @@ def product(a: Array, b: Array) -> Array:
     return half(a.astype(np.float32) @ b.astype(np.float32))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([1e-4, 1.0, 30.0]))
 def test_forward_and_backward_round_after_every_operator(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ import numpy as np
 import poptorch
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from operator_models import gradient, infer
 from torch import Tensor
@@ -97,7 +97,6 @@ def test_rule_9_11_overlap_takes_tensors_and_a_mode(function: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(deadline=None)
 @given(st.sampled_from([1, 2, 3, 6]), st.booleans())
 def test_serialized_matmul_is_a_matmul(mode: Any, factor: int, keep_precision: bool) -> None:
     lhs, rhs = torch.randn(2, 6, 6), torch.randn(2, 6, 12)
@@ -147,7 +146,6 @@ def slices(draw: Any) -> Any:
     return shape, dim, draw(st.integers(0, shape[dim] - 1)), draw(st.integers(1, shape[dim]))
 
 
-@settings(deadline=None)
 @given(slices(), st.integers(1, 4), st.sampled_from([torch.int16, torch.int32, torch.int64]))
 def test_rule_12_5_dynamic_slices_wrap(where: Any, step: int, kind: torch.dtype) -> None:
     shape, dim, start, size = where
@@ -157,7 +155,6 @@ def test_rule_12_5_dynamic_slices_wrap(where: Any, step: int, kind: torch.dtype)
     np.testing.assert_array_equal(found.numpy(), np.take(x.numpy(), places, axis=dim, mode="wrap"))
 
 
-@settings(deadline=None)
 @given(slices())
 def test_rule_12_5_dynamic_updates_wrap(where: Any) -> None:
     shape, dim, start, size = where

@@ -94,7 +94,7 @@ def reference_of(name: str, weights: List[Any], values: Dict[str, Any]) -> Refer
     return REFERENCES[name](weights, **known)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     optimizer=optimizers(st.sampled_from([1e-8, 1e-3])),
     setting=ways,
@@ -137,7 +137,7 @@ class Perceptron(nn.Module):
         return loss
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     optimizer=optimizers(st.sampled_from([0.05, 0.2])),  # small ones make much of float32's rounding in backward
     setting=ways,

@@ -9,7 +9,7 @@ import numpy as np
 import poptorch
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from operator_models import infer
 from torch import Tensor
@@ -28,7 +28,6 @@ def check_farthest(cloud: np.ndarray, chosen: List[int]) -> None:
         assert to_chosen[chosen[position]] == pytest.approx(to_chosen.max(), rel=1e-6)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.floats(0.01, 1.0), st.integers(1, 3), st.booleans())
 def test_fps_chooses_the_farthest_of_each_cloud(
     sizes: List[int], ratio: float, coordinates: int, random_start: bool
@@ -92,7 +91,6 @@ def nearest_by_definition(x: Tensor, y: Tensor, batch_x: List[int], batch_y: Lis
     return [int(index) for index in distances.argmin(1)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3), st.integers(1, 3), st.data())
 def test_nearest_matches_within_batches(sizes: Any, coordinates: int, data: Any) -> None:
     batch_x = [batch for batch, (count, _) in enumerate(sizes) for _ in range(count)]

@@ -122,7 +122,7 @@ def test_large_tensors_are_summarised(capfd: Any) -> None:
     assert numbers(text_of(capfd, x, summarise_threshold=0)) == list(range(2000))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40), st.integers(20, 100))
 def test_lines_keep_to_the_width_and_numbers_to_the_digits(capfd: Any, values: List[float], width: int) -> None:
     x = torch.tensor(values)

@@ -97,7 +97,7 @@ def calls(draw: Any) -> Call:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(calls())
 def test_rule_1_3_and_1_4_rows_of_every_output_mode(call: Call) -> None:
     # Integers, so that sums are exact.

@@ -152,7 +152,7 @@ def test_rule_2_1_a_third_loss_beside_a_common_one_is_one_too_many() -> None:
 # --- absorbed losses ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(LOSSES)), st.sampled_from(REDUCTIONS)), min_size=1, max_size=4),
     st.lists(st.floats(-2, 2, width=32), min_size=4, max_size=4),

@@ -171,7 +171,7 @@ def changes(ipus: Sequence[int]) -> int:
     return sum(one != other for one, other in zip([0, *ipus], ipus))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ipus=st.lists(st.integers(0, 3), min_size=1, max_size=6), accumulation=st.integers(1, 13))
 def test_rule_5_8_and_5_9_any_order_of_ipus(ipus: List[int], accumulation: int) -> None:
     """Stages are counted by changes of the IPU, and a pipeline is filled or refused exactly then."""
@@ -191,7 +191,7 @@ def test_rule_5_8_and_5_9_any_order_of_ipus(ipus: List[int], accumulation: int) 
     assert [stage.ipu for stage in executor.program.stages] == [0, *ipus]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ipus=st.lists(st.integers(0, 3), min_size=1, max_size=5), iterations=st.integers(1, 6))
 def test_rule_5_9_any_inference_pipeline(ipus: List[int], iterations: int) -> None:
     forward = 1 + changes(ipus)
@@ -206,7 +206,7 @@ def test_rule_5_9_any_inference_pipeline(ipus: List[int], iterations: int) -> No
         executor.compile(torch.ones(iterations, 3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ipus=st.lists(st.integers(0, 3), min_size=1, max_size=5))
 def test_rule_5_7_stages_as_ipus_never_go_back(ipus: List[int]) -> None:
     opts = options(accumulation=11)
@@ -220,7 +220,7 @@ def test_rule_5_7_stages_as_ipus_never_go_back(ipus: List[int]) -> None:
             executor.compile(torch.ones(11, 3))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(ipus=st.lists(st.integers(0, 3), min_size=4, max_size=4), seed=st.integers(0, 99), replicas=st.integers(1, 2))
 def test_numbers_do_not_depend_on_where_layers_are(ipus: List[int], seed: int, replicas: int) -> None:
     model = Layers(seed=seed)

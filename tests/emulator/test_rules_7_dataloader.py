@@ -32,7 +32,7 @@ SYNC, ASYNC, REBATCHED = MODES
 # 7.1 ------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     iterations=st.integers(1, 4),
     groups=st.integers(1, 3),

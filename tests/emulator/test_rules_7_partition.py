@@ -43,7 +43,7 @@ def test_rule_7_11_contiguous_blocks(make: Any, mode: Any) -> None:
     assert len(first) == len(second) == len(first.dataset) // 4 == 2
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(items=st.integers(1, 200), processes=st.integers(2, 5), batch=st.integers(1, 6), seed=st.integers(0, 9))
 def test_rule_7_11_equal_numbers_of_batches_of_disjoint_items(
     items: int, processes: int, batch: int, seed: int

@@ -23,7 +23,7 @@ def train_plainly(model: torch.nn.Module, updates: int, x: torch.Tensor, y: torc
         optimizer.step()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ipus=st.sampled_from([1, 2, 4]),
     replicas=st.sampled_from([1, 2, 4]),

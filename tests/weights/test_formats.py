@@ -68,7 +68,7 @@ def test_a_table_has_every_parameter_once(format: Format) -> None:
     assert len(names) == len(set(names))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(format=st.sampled_from(FORMATS), sizes=tiny_sizes())
 def test_round_trip_is_exact(tmp_path_factory: Any, format: Format, sizes: Dict[str, Any]) -> None:
     model: ImageModel

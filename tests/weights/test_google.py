@@ -55,7 +55,7 @@ def test_timm_reads_what_is_written(vit: Callable[..., VisionTransformer], tmp_p
     assert difference(ours, theirs, 12) <= 1e-5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=tiny_sizes(), half=st.booleans())
 def test_round_trip_is_exact(tmp_path_factory: Any, sizes: Dict[str, Any], half: bool) -> None:
     model = VisionTransformer(**sizes)

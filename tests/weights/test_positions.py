@@ -7,7 +7,7 @@ from typing import Any, Tuple
 import numpy
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,7 +19,6 @@ def positions(side: int, width: int = 3, seed: int = 0) -> Tensor:
     return torch.randn(1, 1 + side * side, width, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None)  # the first example imports scipy
 @given(side=st.integers(2, 9), height=st.integers(2, 12), width=st.integers(2, 12))
 def test_bilinear_is_scipy_s_zoom(side: int, height: int, width: int) -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
