@@ -83,7 +83,8 @@ def kill_once(runs: Runs, name: str, victim: str, starting: bool) -> None:
     time.sleep(random.uniform(0, 5 if starting else 0.3))
     victims = find(family, victim)
     if victims:
-        os.kill(random.choice(victims), signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(random.choice(victims), signal.SIGKILL)
     code = family.end()
     assert code != 0 or victim == "anybody" or (runs.folder / name / "result.json").exists(), runs.log.read_text()
     assert runs.saved(name) >= (runs.done(name) - 1) // EVERY * EVERY
