@@ -8,6 +8,8 @@ this knows its insides (version 0.28.1, its last):
 - no secrets of the environment are written into command lines, which anybody on the host can read;
 - SIGTERM and Ctrl-C go to the processes, which save; its own answer is to kill them after five seconds. Schedulers
   may send SIGTERM to all processes of the job;
+- a process that has lost the helper or the shell between it and the launcher, by SIGKILL, is told to end; it would go
+  on unseen, and the launcher wait for it;
 - Horovod asks every 10 ms whether there is something to add up, not every 1 ms (`HOROVOD_CYCLE_TIME`, unless that is
   set already), which takes a tenth of a process's only core;
 - the exit code is that of the process that failed first, and there is no traceback of the launcher;
@@ -23,6 +25,8 @@ import re
 import signal
 import sys
 import threading
+import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -31,6 +35,9 @@ from ipu_vit.secrets import names_secret
 
 COMMANDS = ("train", "evaluate")
 LOOPBACK = "127.0.0.1"
+STARTED_BY = "IPU_VIT_LAUNCHER"
+"""A variable of the environment of processes, by which their launcher knows them: its process id."""
+SECONDS_BETWEEN_LOOKS = 5
 
 
 class Hosts(NamedTuple):
@@ -112,12 +119,14 @@ def launch(hosts: Hosts, interface: Optional[str], address: str, command: List[s
     from horovod.runner.http import http_server
 
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
+    os.environ[STARTED_BY] = str(os.getpid())
     exportable = gloo_run.env_util.is_exportable
     gloo_run.env_util.is_exportable = lambda name: exportable(name) and not names_secret(name)
     http_server.find_port = lambda make: _listen(make, address)
     horovodrun.SSH_ATTEMPTS = 1  # of ten seconds each
     gloo_run.register_shutdown_event = lambda: _pass_signals_on(command)
     safe_shell_exec._exec_middleman = _stand_between
+    threading.Thread(target=_end_strays, args=(command,), daemon=True).start()
     options = ["--gloo", "--disable-cache", "-np", str(hosts.total), "-H", hosts.text]
     if interface is not None:
         options += ["--network-interfaces", interface]
@@ -170,16 +179,28 @@ def _pass_signals_on(command: List[str]) -> threading.Event:
     return end
 
 
-def _processes(command: List[str]) -> Iterator[Any]:
-    """Processes of this host that run the command, without those that they have forked."""
+def _end_strays(command: List[str]) -> None:
+    """Send SIGTERM to processes without the helper in between, which began their session."""
     import psutil
 
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.cmdline() == command and process.parent().cmdline() != command:
-                yield process
-        except psutil.NoSuchProcess:
-            pass
+    while True:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        for process in _processes(command):
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):  # just ended
+                if not psutil.pid_exists(os.getsid(process.pid)):
+                    process.terminate()
+
+
+def _processes(command: List[str]) -> Iterator[Any]:
+    """Processes of this host that we started with the command, without those that they have forked."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # just ended, or another user's
+            if process.cmdline() == command and process.environ().get(STARTED_BY) == str(os.getpid()):
+                parent = process.parent()
+                if parent is None or parent.cmdline() != command:
+                    yield process
 
 
 if __name__ == "__main__":

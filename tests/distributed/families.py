@@ -45,6 +45,14 @@ class Family:
         found = [each for each in found if not _is_training(members.get(each.info["ppid"]))]  # no forks of theirs
         return {int(each.info["environ"]["HOROVOD_RANK"]): each for each in found}
 
+    def helpers(self) -> List[Any]:
+        """Horovod's processes that stand between the launcher and those of the run."""
+        return [
+            each
+            for each in self.members().values()
+            if each.info["ppid"] == self.launcher.pid and any("spawn_main" in word for word in each.info["cmdline"])
+        ]
+
     def loaders(self) -> List[Any]:
         """Processes that load images, or join them to batches, or from which such ones are forked."""
         members = self.members()

@@ -19,7 +19,7 @@ from ipu_vit.checkpoint import Checkpoints
 
 # Kills at random moments; docs/resuming.md has the command for many.
 KILLS = int(os.environ.get("KILLS", "4"))
-VICTIMS = ["process 0", "process 1", "launcher", "loader", "anybody"]
+VICTIMS = ["process 0", "process 1", "launcher", "helper", "loader", "anybody"]
 EVERY = 2  # updates between checkpoints
 
 RUN = [*RANDOM_RUN, "pipeline.replicas=2", "pipeline.global_batch=12", "data.workers=1", f"checkpoint.every={EVERY}"]
@@ -33,8 +33,8 @@ class Runs:
         self.preset = tiny_preset(folder)
         self.log = folder / "log"
 
-    def start(self, name: str) -> Family:
-        return Family(self.log, "train", str(self.preset), *RUN, f"output={self.folder / name}")
+    def start(self, name: str, *overrides: str) -> Family:
+        return Family(self.log, "train", str(self.preset), *RUN, f"output={self.folder / name}", *overrides)
 
     def to_its_end(self, name: str) -> None:
         family = self.start(name)
@@ -65,6 +65,8 @@ def find(family: Family, victim: str) -> List[int]:
     """Process ids that may be meant, as soon as there are any."""
     if victim == "launcher":
         return [family.launcher.pid]
+    if victim == "helper":
+        return [each.pid for each in family.helpers()]
     if victim == "loader":
         return [each.pid for each in family.loaders()]
     if victim == "anybody":
@@ -123,3 +125,16 @@ def test_told_to_end(runs: Runs, undisturbed: Path, told: str) -> None:
     runs.to_its_end(name)
     assert f"continuing after update {saved} of" in runs.log.read_text()
     assert_same_end(runs.folder / name, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("between", ["helper", "shell"])
+def test_killed_between(runs: Runs, between: str) -> None:
+    """Nobody would notice the end of a process that is cut off from its launcher: all are told to end, and save."""
+    name = f"{between} killed"
+    family = runs.start(name, "schedule.updates=1000000")
+    family.wait_until(lambda: runs.done(name) > 2)
+    victim = family.helpers()[0].pid if between == "helper" else family.processes()[0].ppid()
+    os.kill(victim, signal.SIGKILL)
+    assert family.end() == 128 + signal.SIGKILL, runs.log.read_text()
+    assert runs.saved(name) == runs.done(name)
