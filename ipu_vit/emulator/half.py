@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ipu_vit.emulator.tiles import has_tiles, in_tiles
+
 aten = torch.ops.aten
 
 #: Operators that move or create numbers without computing any: half tensors pass as they are.
@@ -52,6 +54,7 @@ class _Rule:
     written: Tuple[int, ...]  # positions of arguments that it writes into
     rounded: Optional[int]  # how many of its results are rounded; None: all
     ignores_float_inputs: bool
+    tiles: Optional[str]  # its name, if it can be computed in tiles
 
 
 # Rules met so far, by their operators' identity: operators live forever, and hash slowly.
@@ -74,6 +77,10 @@ class HalfArithmetic(TorchDispatchMode):
             rule = _rules[id(func)] = _rule_of(func)
         if rule.moves:
             return func(*args, **kwargs)
+        if rule.tiles is not None and not kwargs:
+            result = in_tiles(rule.tiles, func, args)
+            if result is not None:
+                return result
         widening = _Widening()
         wide = [widening(arg) for arg in args]
         wide_kwargs = {name: widening(value) for name, value in kwargs.items()}
@@ -141,6 +148,7 @@ def _rule_of(func: Any) -> _Rule:
         written=written or _WRITTEN_STATISTICS.get(name, ()),
         rounded=1 if name in _STATISTICS else None,
         ignores_float_inputs=name in _STATISTICS or name in _STATISTICS_BACKWARD,
+        tiles=name if has_tiles(name) else None,
     )
 
 

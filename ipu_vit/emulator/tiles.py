@@ -1,0 +1,75 @@
+"""Large operators on float16 tensors, a tile at a time, so that float32 copies of operands and results stay in caches.
+
+Copies of whole tensors go through main memory, which takes a tenth of a matrix product's time. Tiles are cut where
+no sum runs across them: each is computed as it is in the whole.
+"""
+
+from __future__ import annotations
+
+from math import ceil, prod
+from typing import Any, Callable, List, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+TILE = 1 << 22
+"""Elements of a tile's operands and result, which take 16 MiB in float32."""
+
+Operator = Callable[..., Tensor]
+
+# Operators whose operands and result have a first dimension of equal size, which they do not compute across.
+_BATCHED = {"bmm", "_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data"}
+_MATRIX_PRODUCTS = {"mm", "addmm"}
+
+
+def has_tiles(name: str) -> bool:
+    """Whether there is a way to tile the operator that its schema calls so."""
+    return name in _BATCHED or name in _MATRIX_PRODUCTS
+
+
+def in_tiles(name: str, operator: Operator, args: Sequence[Any]) -> Optional[Tensor]:
+    """The result, in float16, of an operator that computes in float32 if called so; None if it is better left whole."""
+    if any(isinstance(arg, Tensor) and arg.dtype != torch.float16 for arg in args):
+        return None
+    return _matrix_product(operator, *args) if name in _MATRIX_PRODUCTS else _batched(operator, *args)
+
+
+def _matrix_product(operator: Operator, *args: Tensor) -> Optional[Tensor]:
+    """By rows of the left matrix or columns of the right one, whichever is larger. A vector may be added."""
+    *vectors, left, right = args
+    shape = left.shape[0], right.shape[1]
+    count = _tiles(max(left.numel(), right.numel()) + prod(shape))
+    if count < 2 or any(vector.shape != shape[1:] for vector in vectors):
+        return None
+    output = left.new_empty(shape)
+    if left.numel() >= right.numel():
+        vectors, right = [vector.float() for vector in vectors], right.float()
+        for rows, part in zip(left.chunk(count), output.chunk(count)):
+            part.copy_(operator(*vectors, rows.float(), right))
+    else:
+        left = left.float()
+        cut = [vector.chunk(count) for vector in vectors]
+        for columns, part, *pieces in zip(right.chunk(count, 1), output.chunk(count, 1), *cut):
+            part.copy_(operator(*(piece.float() for piece in pieces), left, columns.float()))
+    return output
+
+
+def _batched(operator: Operator, *args: Any) -> Optional[Tensor]:
+    """By parts of the first dimension."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    rest: List[Any] = [torch.float32 if arg is torch.float16 else arg for arg in args[len(tensors) :]]
+    first, last = tensors[0], tensors[-1]
+    if first.dim() < 2 or (rest and rest[0] % first.dim() == 0):  # the dimension of a softmax
+        return None
+    shape = *first.shape[:-1], last.shape[-1]
+    count = _tiles(sum(map(Tensor.numel, tensors)) + prod(shape))
+    if count < 2:
+        return None
+    output = first.new_empty(shape)
+    for part, *pieces in zip(output.chunk(count), *(tensor.chunk(count) for tensor in tensors)):
+        part.copy_(operator(*(piece.float() for piece in pieces), *rest))
+    return output
+
+
+def _tiles(elements: int) -> int:
+    return ceil(elements / TILE)
