@@ -12,10 +12,10 @@ from typing import Callable, Optional, Tuple
 import numpy as np
 from PIL import Image
 
-from ipu_vit.data.crops import Box, Crop
+from ipu_vit.data.crops import Box, Crop, moved
 from ipu_vit.data.erasing import RandomErasing
 from ipu_vit.data.picture import Picture
-from ipu_vit.data.resize import channels_first, resized, rows_for
+from ipu_vit.data.resize import channels_first, region_for, resized
 from ipu_vit.errors import UserError
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -38,9 +38,9 @@ class TrainingTransform:
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
         box = self.crop.box(picture.width, picture.height, rng)
-        image = picture.pixels(rows_for(box, self.image_size, self.interpolation))
+        image, left, top = picture.part(region_for(box, self.image_size, self.interpolation))
         flip = bool(rng.random() < self.flip)
-        pixels = resized(image, box, self.image_size, self.interpolation, flip)
+        pixels = resized(image, moved(box, -left, -top), self.image_size, self.interpolation, flip)
         if self.change is not None:
             square = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
             pixels = channels_first(np.asarray(self.change(square, rng)))

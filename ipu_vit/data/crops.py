@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, Tuple
+from typing import NamedTuple, Protocol, Tuple
 
 import numpy as np
 
 Box = Tuple[float, float, float, float]
 """Left, top, right and bottom, as Pillow has it."""
+
+
+class Region(NamedTuple):
+    """Whole pixels: columns and rows from the first to before the last, which may be beyond the image."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def moved(box: Box, right: float, down: float) -> Box:
+    return box[0] + right, box[1] + down, box[2] + right, box[3] + down
 
 
 class Crop(Protocol):

@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager, suppress
 from io import BytesIO
-from typing import Iterator, Optional, Union
+from typing import Iterator, Union
 
 import numpy as np
 from PIL import Image
 
-from ipu_vit.data.jpeg import decode_jpeg, size_of
+from ipu_vit.data.crops import Region
+from ipu_vit.data.jpeg import decode_region, decode_whole, size_of
+from ipu_vit.data.picture import Part
 
 MOST_PIXELS = 2**27
 """A file of a few kilobytes can claim to hold gigabytes; no photograph comes near this."""
@@ -72,13 +74,20 @@ class EncodedImage:
             self.width, self.height = size or self._opened().size
             _check_size(self.width, self.height)
 
-    def pixels(self, rows: Optional[int] = None) -> np.ndarray:
-        """The upper `rows` or more, else all, as uint8, rows × width × RGB, as `decode` has them."""
+    def pixels(self) -> np.ndarray:
+        """As `decode` has them."""
         with _refusing(self._name):
             if self._is_jpeg:
                 with suppress(ValueError):  # Pillow forgives more
-                    return decode_jpeg(self._data, self.width, self.height, rows)
+                    return decode_whole(self._data)
             return np.array(_as_rgb(self._opened()))
+
+    def part(self, region: Region) -> Part:
+        """At least that region of them, or all that there is, where decoding a region is not possible."""
+        if self._is_jpeg:
+            with _refusing(self._name), suppress(ValueError):
+                return decode_region(self._data, self.width, self.height, region)
+        return self.pixels(), 0, 0
 
     def _opened(self) -> Image.Image:
         return Image.open(BytesIO(self._data), formats=FORMATS)

@@ -1,14 +1,18 @@
-"""An image that is decoded when its pixels are asked for, and no further than they are needed."""
+"""An image that is decoded when its pixels are asked for, and no more of it than is needed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Optional, Protocol, runtime_checkable
+from typing import Callable, Protocol, Tuple, runtime_checkable
 
 import numpy as np
 
+from ipu_vit.data.crops import Region
 from ipu_vit.data.source import Source
+
+Part = Tuple[np.ndarray, int, int]
+"""Pixels, uint8, height × width × RGB, and the column and the row of the image that they begin at."""
 
 
 class Picture(Protocol):
@@ -20,8 +24,11 @@ class Picture(Protocol):
     @property
     def height(self) -> int: ...
 
-    def pixels(self, rows: Optional[int] = None) -> np.ndarray:
-        """The upper `rows` or more, else all, as uint8, rows × width × RGB; raises UnreadableImage."""
+    def pixels(self) -> np.ndarray:
+        """All of it, as uint8, height × width × RGB; raises UnreadableImage."""
+
+    def part(self, region: Region) -> Part:
+        """At least that region; raises UnreadableImage."""
 
 
 @runtime_checkable
@@ -46,8 +53,11 @@ class Pixels:
     def height(self) -> int:
         return int(self.array.shape[0])
 
-    def pixels(self, rows: Optional[int] = None) -> np.ndarray:
+    def pixels(self) -> np.ndarray:
         return self.array
+
+    def part(self, region: Region) -> Part:
+        return self.array, 0, 0
 
 
 def opener(source: Source) -> Callable[[int], Picture]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
-from ipu_vit.data.crops import Box
+from ipu_vit.data.crops import Box, Region
 
 try:
     from cykooz_resizer import rust_lib as library
@@ -37,8 +37,8 @@ REACH = {"bilinear": 1, "bicubic": 2}
 def resized(image: np.ndarray, box: Box, size: int, interpolation: str, flip: bool = False) -> np.ndarray:
     """The box of an image as uint8, RGB × size × size, turned left to right if `flip`.
 
-    The image is uint8, height × width × RGB; rows below the last of `rows_for` may be missing. If a fourth byte
-    follows the three of every pixel in memory, as in `rgba[..., :3]`, nothing is copied.
+    The image is uint8, height × width × RGB; nothing outside `region_for` is looked at. If a fourth byte follows the
+    three of every pixel in memory, as in `rgba[..., :3]`, nothing is copied.
     """
     if library is not None and min(size, image.shape[1]) >= LEAST:
         return _FAST.resized(image, box, size, interpolation, flip)
@@ -51,9 +51,11 @@ def channels_first(image: np.ndarray) -> np.ndarray:
     return np.array(image.transpose(2, 0, 1), order="C")
 
 
-def rows_for(box: Box, size: int, interpolation: str) -> int:
-    """How many of the image's upper rows `resized` looks at, at most."""
-    return _span(box[1], box[3], size, interpolation)[1]
+def region_for(box: Box, size: int, interpolation: str) -> Region:
+    """What of an image `resized` looks at, at most."""
+    left, right = _span(box[0], box[2], size, interpolation)
+    top, bottom = _span(box[1], box[3], size, interpolation)
+    return Region(left, top, right, bottom)
 
 
 def _span(start: float, end: float, size: int, interpolation: str) -> Tuple[int, int]:
@@ -79,7 +81,7 @@ class FastResizer(threading.local):
     def resized(self, image: np.ndarray, box: Box, size: int, interpolation: str, flip: bool) -> np.ndarray:
         if len(self._square) != size:
             self._set_size(size)
-        source, left, top = _source(image, box, size, interpolation)
+        source, left, top = _source(image, region_for(box, size, interpolation))
         way = library.RustResizeOptions().set_resize_alg(CONVOLUTION, FILTERS[interpolation], 0)
         way = way.set_crop_box(box[0] - left, box[1] - top, box[2] - box[0], box[3] - box[1]).set_use_alpha(False)
         self._resizer.resize_pil(library.PilImageWrapper(source), self._target, way)
@@ -97,13 +99,12 @@ CONVOLUTION = 2
 FILTERS = {"bilinear": 2, "bicubic": 3}  # Catmull and Rom's cubic is the one that Pillow has, too
 
 
-def _source(image: np.ndarray, box: Box, size: int, interpolation: str) -> Tuple[Image.Image, int, int]:
-    """An image in four bytes for a pixel, or of what the box needs a copy that leaves out so many columns and rows."""
+def _source(image: np.ndarray, region: Region) -> Tuple[Image.Image, int, int]:
+    """An image in four bytes for a pixel, or a copy of a region that leaves out so many columns and rows."""
     height, width, _ = image.shape
     if image.strides == (4 * width, 4, 1):
         return _in_memory_of(as_strided(image, (height, width, 4))), 0, 0
-    left, right = _span(box[0], box[2], size, interpolation)
-    top, bottom = _span(box[1], box[3], size, interpolation)
+    left, top, right, bottom = region
     cut_size = min(right, width) - left, min(bottom, height) - top
     rows = np.ascontiguousarray(image[top:bottom]).reshape(-1)
     return Image.frombuffer("RGB", cut_size, rows[3 * left :], "raw", "RGB", 3 * width, 1), left, top
