@@ -19,7 +19,7 @@ import resource
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any, Callable, Dict, Sequence, Tuple
@@ -98,7 +98,8 @@ class Child:
 
     def step(self) -> float:
         """Seconds that a step took."""
-        print(file=self._process.stdin)
+        with suppress(BrokenPipeError):  # it has ended, which is what its answer tells
+            print(file=self._process.stdin)
         return self._answer()
 
     def peak(self) -> int:
