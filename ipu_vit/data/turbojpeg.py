@@ -1,4 +1,4 @@
-"""libturbojpeg decodes a region of a JPEG, in two thirds of the time that the whole takes.
+"""libturbojpeg decodes a region of a JPEG, in four fifths of the time that the whole takes, on average.
 
 Packages for Python decode whole images, with this library or another. But the wheels of one, `turbojpeg`, bring the
 library with them, and its C interface is short and stable (TurboJPEG API, version 3), so that it is called directly.
@@ -55,6 +55,8 @@ class _Decoder:
 
     def decode(self, data: bytes, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         pixels = np.empty((bottom - top, right - left, 4), np.uint8)
+        if pixels.size == 0:  # which the library takes for the rest of the image, and memory that is not there
+            raise ValueError(f"no pixels: columns {left} to {right}, rows {top} to {bottom}")
         self._check(library.tj3DecompressHeader(self._handle, data, len(data)))
         self._check(library.tj3SetCroppingRegion(self._handle, _Region(left, top, right - left, bottom - top)))
         target = pixels.ctypes.data_as(POINTER(c_uint8))

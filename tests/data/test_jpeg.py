@@ -85,6 +85,12 @@ def test_where_the_library_is_missing_the_whole_is_decoded(monkeypatch: pytest.M
     test_a_region_is_that_of_the_whole()
 
 
+def test_no_pixels_are_not_the_rest_of_the_image() -> None:
+    if turbojpeg.library is not None:
+        with pytest.raises(ValueError, match="no pixels: columns 32 to 32, rows 5 to 60"):
+            turbojpeg.decode_region(encoded(64, 64), 32, 5, 32, 60)
+
+
 def test_threads_decode_at_the_same_time() -> None:
     files = [encoded(300, 200, seed=seed) for seed in range(8)]
     region = Region(100, 50, 290, 180)
