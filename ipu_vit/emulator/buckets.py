@@ -1,7 +1,7 @@
 """Weights laid end to end, so that an update is a few long operations instead of many short ones.
 
-A bucket holds the weights of one parameter group and type, up to a size that keeps temporaries
-small. The device's weights are views into their bucket; gradients, accumulators and velocities of
+A bucket holds one large weight, whose gradients then need not be moved together with others', or small
+ones of one parameter group and type, up to a size that keeps temporaries small. The device's weights are views into their bucket; gradients, accumulators and velocities of
 the same bucket have the same layout.
 """
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ipu_vit.emulator.optim import Group
 
-# Elements per bucket, unless one weight has more: float32 temporaries of a dozen MB.
-_MOST_ELEMENTS = 3 << 20
+# Elements of a bucket of small weights, and of a weight that is large: moving a gradient costs more than a call.
+_MOST_ELEMENTS = 1 << 20
+_LARGE = 1 << 16
 
 
 class Bucket:
@@ -27,12 +28,17 @@ class Bucket:
         self.names = list(names)
         self._shapes = [weights[name].shape for name in names]
         self._sizes = [weights[name].numel() for name in names]
-        self.flat = torch.cat([weights[name].detach().reshape(-1) for name in names])
+        self.flat = self.join(weights).clone()
 
     @property
     def places(self) -> List[Tuple[int, int]]:
         """First element and length of each weight."""
         return list(zip(accumulate([0, *self._sizes]), self._sizes))
+
+    def join(self, tensors: Dict[str, Tensor]) -> Tensor:
+        """Tensors shaped as the weights, end to end; a single one is not copied if it is contiguous."""
+        flat = [tensors[name].detach().reshape(-1) for name in self.names]
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
 
     def split(self, flat: Tensor) -> Dict[str, Tensor]:
         """Views of a flat tensor, shaped as the weights, by name."""
@@ -58,14 +64,17 @@ def make_buckets(groups: Sequence[Group], weights: Dict[str, Tensor], used: Sequ
 
 
 def _runs(names: Sequence[str], weights: Dict[str, Tensor]) -> List[List[str]]:
-    """Names in order, cut where the weights' elements add up to a bucket."""
+    """Each large weight by itself; the others in order, cut where their elements add up to a bucket."""
+    large = [name for name in names if weights[name].numel() >= _LARGE]
     runs: List[List[str]] = []
     room = 0
     for name in names:
         size = weights[name].numel()
-        if not runs or size > room:
+        if size >= _LARGE:
+            continue
+        if size > room:
             runs.append([])
             room = _MOST_ELEMENTS
         runs[-1].append(name)
         room -= size
-    return runs
+    return [[name] for name in large] + runs

@@ -13,6 +13,7 @@ from typing import Any, Iterator, Tuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _A = 2 * math.sqrt(2 / math.pi)
 _B = 0.044715 * _A
@@ -26,8 +27,9 @@ class TanhGelu(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor) -> Tensor:
         ctx.save_for_backward(input)
         output = torch.empty_like(input, memory_format=torch.contiguous_format)
-        for x, target in _pieces(input, output):
-            target.copy_(_twice_u(x).sigmoid_().mul_(x))
+        with _disable_current_modes():  # rounding is done here, once
+            for x, target in _pieces(input, output):
+                target.copy_(_twice_u(x).sigmoid_().mul_(x))
         return output
 
     @staticmethod
@@ -35,12 +37,13 @@ class TanhGelu(torch.autograd.Function):
         (input,) = ctx.saved_tensors
         (gradient,) = gradients
         output = torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        for (x, target), (upstream, _) in zip(_pieces(input, output), _pieces(gradient, output)):
-            v = _twice_u(x)
-            gate = v.sigmoid()
-            third = v.sub_(x, alpha=2 / 3 * _A)
-            slope = gate.add(torch.ops.aten.sigmoid_backward(third, gate), alpha=3)
-            target.copy_(slope.mul_(upstream))
+        with _disable_current_modes():
+            for (x, target), (upstream, _) in zip(_pieces(input, output), _pieces(gradient, output)):
+                v = _twice_u(x)
+                gate = v.sigmoid()
+                third = v.sub_(x, alpha=2 / 3 * _A)
+                slope = gate.add(torch.ops.aten.sigmoid_backward(third, gate), alpha=3)
+                target.copy_(slope.mul_(upstream))
         return output
 
 

@@ -2,7 +2,7 @@
 
 CPUs have no usable half arithmetic, IPUs do. While `HalfArithmetic` is on, every operator that
 receives float16 tensors, forward or backward, runs on float32 copies of them and its results are
-rounded back. Tensors stay true `torch.float16` tensors all along, so what a program sees of them
+rounded back; but for a few that newer versions of PyTorch compute so themselves, register by register. Tensors stay true `torch.float16` tensors all along, so what a program sees of them
 (dtype, promotion, overflow at 65504) and what they take of memory is that of half precision.
 
 Matrix products and convolutions accumulate in float32, whatever `Precision.setPartialsType` says (rule
@@ -37,6 +37,14 @@ MOVES = {
     "_unsafe_index", "unfold_backward", "is_pinned", "_pin_memory", "slice_scatter", "select_scatter",
 }  # fmt: skip
 
+#: Operators that PyTorch computes on halves as it is done here, in float32 and rounded once, without copies.
+SAME = {
+    "_softmax", "_softmax_backward_data", "abs", "add", "add_", "div", "div_", "mul", "mul_", "neg", "neg_", "relu",
+    "sub", "sub_", "sum", "threshold_backward",
+}  # fmt: skip
+# Before this version it lacks some of them, and vector instructions for the others.
+_FIRST_WITH_SAME = (2, 8)
+
 # Normalisations return statistics beside their result; those stay in float32.
 _STATISTICS = {"native_layer_norm", "native_batch_norm", "_native_batch_norm_legit", "native_group_norm",
                "_native_batch_norm_legit_functional", "_batch_norm_with_update"}  # fmt: skip
@@ -51,6 +59,7 @@ class _Rule:
     """What to do with an operator, worked out from its schema once."""
 
     moves: bool
+    same: bool  # unless it has keyword arguments, which may be factors that PyTorch would round
     written: Tuple[int, ...]  # positions of arguments that it writes into
     rounded: Optional[int]  # how many of its results are rounded; None: all
     ignores_float_inputs: bool
@@ -75,7 +84,7 @@ class HalfArithmetic(TorchDispatchMode):
         rule = _rules.get(id(func))
         if rule is None:
             rule = _rules[id(func)] = _rule_of(func)
-        if rule.moves:
+        if rule.moves or (rule.same and not kwargs):
             return func(*args, **kwargs)
         if rule.tiles is not None and not kwargs:
             result = in_tiles(rule.tiles, func, args)
@@ -145,11 +154,16 @@ def _rule_of(func: Any) -> _Rule:
     )
     return _Rule(
         moves=name in MOVES,
+        same=name in SAME and _version() >= _FIRST_WITH_SAME,
         written=written or _WRITTEN_STATISTICS.get(name, ()),
         rounded=1 if name in _STATISTICS else None,
         ignores_float_inputs=name in _STATISTICS or name in _STATISTICS_BACKWARD,
         tiles=name if has_tiles(name) else None,
     )
+
+
+def _version() -> Tuple[int, ...]:
+    return tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 def _round(item: Any) -> Any:

@@ -1,7 +1,8 @@
 """Large operators on float16 tensors, a tile at a time, so that float32 copies of operands and results stay in caches.
 
 Copies of whole tensors go through main memory, which takes a tenth of a matrix product's time. Tiles are cut where
-no sum runs across them: each is computed as it is in the whole.
+no sum runs across them: each is computed as it is in the whole. Those of matrix products are larger, because for each
+the other matrix is laid out anew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch import Tensor
 
 TILE = 1 << 22
 """Elements of a tile's operands and result, which take 16 MiB in float32."""
+
+_OF_PRODUCTS = 3
+"""How many times as large a matrix product's are."""
 
 Operator = Callable[..., Tensor]
 
@@ -38,7 +42,7 @@ def _matrix_product(operator: Operator, *args: Tensor) -> Optional[Tensor]:
     """By rows of the left matrix or columns of the right one, whichever is larger. A vector may be added."""
     *vectors, left, right = args
     shape = left.shape[0], right.shape[1]
-    count = _tiles(max(left.numel(), right.numel()) + prod(shape))
+    count = ceil((max(left.numel(), right.numel()) + prod(shape)) / (_OF_PRODUCTS * TILE))
     if count < 2 or any(vector.shape != shape[1:] for vector in vectors):
         return None
     output = left.new_empty(shape)
@@ -62,14 +66,10 @@ def _batched(operator: Operator, *args: Any) -> Optional[Tensor]:
     if first.dim() < 2 or (rest and rest[0] % first.dim() == 0):  # the dimension of a softmax
         return None
     shape = *first.shape[:-1], last.shape[-1]
-    count = _tiles(sum(map(Tensor.numel, tensors)) + prod(shape))
+    count = ceil((sum(map(Tensor.numel, tensors)) + prod(shape)) / TILE)
     if count < 2:
         return None
     output = first.new_empty(shape)
     for part, *pieces in zip(output.chunk(count), *(tensor.chunk(count) for tensor in tensors)):
         part.copy_(operator(*(piece.float() for piece in pieces), *rest))
     return output
-
-
-def _tiles(elements: int) -> int:
-    return ceil(elements / TILE)

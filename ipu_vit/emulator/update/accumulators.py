@@ -13,6 +13,9 @@ from ipu_vit.emulator.buckets import Bucket
 from ipu_vit.emulator.random import BitStream
 from ipu_vit.emulator.rounding import store
 
+# Elements that are worked on at a time, so that float32 copies of them stay in a core's cache.
+_PIECE = 1 << 19
+
 
 @dataclass
 class Accumulation:
@@ -61,26 +64,19 @@ class Accumulators:
         waiting[name] = gradient
         if len(waiting) == len(bucket.names):
             with _disable_current_modes():
-                flat = self._target(position, gradient.dtype)
-                for part_name, part in bucket.split(flat).items():
-                    part.copy_(waiting.pop(part_name))
-                self._add(position, flat)
-
-    def _target(self, position: int, dtype: torch.dtype) -> Tensor:
-        """Where the gradients of a micro batch are put end to end: the accumulator itself, if they are its first."""
-        total = self.sums[position]
-        is_first = self._counts[position] == 0 and self._accumulations[position].start is None
-        return total if is_first and total.dtype == dtype else torch.empty_like(total, dtype=dtype)
+                self._add(position, bucket.join(waiting))
+            waiting.clear()
 
     def _add(self, position: int, flat: Tensor) -> None:
         accumulation, total, count = self._accumulations[position], self.sums[position], self._counts[position]
         self._counts[position] += 1
-        if count == 0 and accumulation.start is None:
-            if flat is not total:
-                store(flat.float(), total, self._bits)
-            return
-        values, share = total.float(), accumulation.factor
-        if accumulation.running:
-            share = 1 / (count + 1)
-            values.mul_(1 - share)
-        store(values.add_(flat.float(), alpha=share), total, self._bits)
+        first = count == 0 and accumulation.start is None
+        share = 1 / (count + 1) if accumulation.running else accumulation.factor
+        for target, gradient in zip(total.split(_PIECE), flat.split(_PIECE)):
+            if first:
+                store(gradient.float(), target, self._bits)
+                continue
+            values = target.float()
+            if accumulation.running:
+                values.mul_(1 - share)
+            store(values.add_(gradient.float(), alpha=share), target, self._bits)
