@@ -19,23 +19,30 @@ TILE = 1 << 22
 _OF_PRODUCTS = 3
 """How many times as large a matrix product's are."""
 
+_OF_PAIRS = 1 / 4
+"""The same of operators that look at each number once."""
+
 Operator = Callable[..., Tensor]
 
 # Operators whose operands and result have a first dimension of equal size, which they do not compute across.
 _BATCHED = {"bmm", "_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data"}
 _MATRIX_PRODUCTS = {"mm", "addmm"}
+# Those that make a number of two.
+_ELEMENTWISE = {"add", "sub", "mul", "div"}
 
 
 def has_tiles(name: str) -> bool:
     """Whether there is a way to tile the operator that its schema calls so."""
-    return name in _BATCHED or name in _MATRIX_PRODUCTS
+    return name in _BATCHED or name in _MATRIX_PRODUCTS or name in _ELEMENTWISE
 
 
 def in_tiles(name: str, operator: Operator, args: Sequence[Any]) -> Optional[Tensor]:
     """The result, in float16, of an operator that computes in float32 if called so; None if it is better left whole."""
     if any(isinstance(arg, Tensor) and arg.dtype != torch.float16 for arg in args):
         return None
-    return _matrix_product(operator, *args) if name in _MATRIX_PRODUCTS else _batched(operator, *args)
+    if name in _MATRIX_PRODUCTS:
+        return _matrix_product(operator, *args)
+    return _elementwise(operator, *args) if name in _ELEMENTWISE else _batched(operator, *args)
 
 
 def _matrix_product(operator: Operator, *args: Tensor) -> Optional[Tensor]:
@@ -55,6 +62,19 @@ def _matrix_product(operator: Operator, *args: Tensor) -> Optional[Tensor]:
         cut = [vector.chunk(count) for vector in vectors]
         for columns, part, *pieces in zip(right.chunk(count, 1), output.chunk(count, 1), *cut):
             part.copy_(operator(*(piece.float() for piece in pieces), left, columns.float()))
+    return output
+
+
+def _elementwise(operator: Operator, left: Tensor, right: Any, *factor: float) -> Optional[Tensor]:
+    """By parts of the flat tensors, which lie in memory alike; the right one may be a number."""
+    count = ceil(left.numel() / (_OF_PAIRS * TILE))
+    pair = isinstance(right, Tensor)
+    if count < 2 or factor or not left.is_contiguous() or (pair and (right.shape != left.shape or not right.is_contiguous())):
+        return None
+    output = torch.empty_like(left)
+    rights = right.view(-1).chunk(count) if pair else [right] * count
+    for part, piece, other in zip(output.view(-1).chunk(count), left.view(-1).chunk(count), rights):
+        part.copy_(operator(piece.float(), other.float() if pair else other))
     return output
 
 

@@ -86,6 +86,15 @@ def test_mixed_operands_promote_to_float32() -> None:
         assert torch.ones(3).half().sum(dtype=torch.float32).dtype == torch.float32
 
 
+def test_sums_and_factors_are_no_halves() -> None:
+    """Half stops counting at 2048, and knows a third to three digits."""
+    x, y = torch.ones(5000).half(), torch.full((5000,), 3000.0).half()
+    with HalfArithmetic():
+        assert x.sum() == 5000
+        assert (torch.add(x, y, alpha=1 / 3) == 1001).all()
+        assert (y * (1 / 3) == 1000).all()
+
+
 def test_in_place_operators_write_into_the_half_tensor() -> None:
     target = torch.ones(4).half()
     with HalfArithmetic():

@@ -28,6 +28,7 @@ def calls(draw: st.DrawFn) -> Tuple[torch._ops.OpOverload, List[object]]:
 
     batch, rows, inner, columns = (draw(st.integers(1, 40)) for _ in range(4))
     shape = draw(st.sampled_from([(), (columns,), (rows, columns), (batch, rows, columns)]))
+    scale = draw(st.sampled_from([0.1, -3.0, 1e-3]))
     softmaxed, upstream, dim = tensor(*shape), tensor(*shape), draw(st.integers(-len(shape), max(0, len(shape) - 1)))
     return draw(
         st.sampled_from(
@@ -37,6 +38,12 @@ def calls(draw: st.DrawFn) -> Tuple[torch._ops.OpOverload, List[object]]:
                 (aten.addmm.default, [tensor(1, columns), tensor(rows, inner), tensor(inner, columns)]),
                 (aten.addmm.default, [tensor(1), tensor(rows, inner), tensor(inner, columns)]),
                 (aten.bmm.default, [tensor(batch, rows, inner), tensor(batch, inner, columns)]),
+                (aten.add.Tensor, [upstream, softmaxed]),
+                (aten.sub.Tensor, [upstream, tensor(columns) if shape else upstream]),
+                (aten.mul.Tensor, [upstream, scale]),
+                (aten.div.Tensor, [upstream, scale]),
+                (aten.add.Scalar, [upstream, scale, 2]),
+                (aten.sum.dim_IntList, [upstream, [dim]]),
                 (aten._softmax.default, [softmaxed, dim, False]),
                 (aten._log_softmax.default, [softmaxed, dim, False]),
                 (aten._softmax_backward_data.default, [upstream, softmaxed, dim, torch.float16]),
