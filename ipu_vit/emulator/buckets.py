@@ -1,8 +1,8 @@
 """Weights laid end to end, so that an update is a few long operations instead of many short ones.
 
 A bucket holds one large weight, whose gradients then need not be moved together with others', or small
-ones of one parameter group and type, up to a size that keeps temporaries small. The device's weights are views into their bucket; gradients, accumulators and velocities of
-the same bucket have the same layout.
+ones of one parameter group and type, up to a size that keeps temporaries small. The device's weights are
+views into their bucket; gradients, accumulators and velocities of the same bucket have the same layout.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 CPUs have no usable half arithmetic, IPUs do. While `HalfArithmetic` is on, every operator that
 receives float16 tensors, forward or backward, runs on float32 copies of them and its results are
-rounded back; but for a few that newer versions of PyTorch compute so themselves, register by register. Tensors stay true `torch.float16` tensors all along, so what a program sees of them
-(dtype, promotion, overflow at 65504) and what they take of memory is that of half precision.
+rounded back; but for a few that newer versions of PyTorch compute so themselves, register by register.
+Tensors stay true `torch.float16` tensors all along, so what a program sees of them (dtype, promotion,
+overflow at 65504) and what they take of memory is that of half precision.
 
 Matrix products and convolutions accumulate in float32, whatever `Precision.setPartialsType` says (rule
 6.4). With half partials a device rounds sums of a few products at a time; how many, and in which order,

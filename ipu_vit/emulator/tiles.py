@@ -69,7 +69,8 @@ def _elementwise(operator: Operator, left: Tensor, right: Any, *factor: float) -
     """By parts of the flat tensors, which lie in memory alike; the right one may be a number."""
     count = ceil(left.numel() / (_OF_PAIRS * TILE))
     pair = isinstance(right, Tensor)
-    if count < 2 or factor or not left.is_contiguous() or (pair and (right.shape != left.shape or not right.is_contiguous())):
+    alike = not pair or (right.shape == left.shape and right.is_contiguous())
+    if count < 2 or factor or not (left.is_contiguous() and alike):
         return None
     output = torch.empty_like(left)
     rights = right.view(-1).chunk(count) if pair else [right] * count
