@@ -65,12 +65,14 @@ def _matrix_product(operator: Operator, *args: Tensor) -> Optional[Tensor]:
     return output
 
 
-def _elementwise(operator: Operator, left: Tensor, right: Any, *factor: float) -> Optional[Tensor]:
+def _elementwise(operator: Operator, left: Any, right: Any, *factor: float) -> Optional[Tensor]:
     """By parts of the flat tensors, which lie in memory alike; the right one may be a number."""
+    if factor or not isinstance(left, Tensor):
+        return None
     count = ceil(left.numel() / (_OF_PAIRS * TILE))
     pair = isinstance(right, Tensor)
     alike = not pair or (right.shape == left.shape and right.is_contiguous())
-    if count < 2 or factor or not (left.is_contiguous() and alike):
+    if count < 2 or not (left.is_contiguous() and alike):
         return None
     output = torch.empty_like(left)
     rights = right.view(-1).chunk(count) if pair else [right] * count
