@@ -207,7 +207,7 @@ def _written_out(resampling: Image.Resampling, rng: np.random.Generator, image: 
         square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     tensor = torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float().div(255)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return tensor.sub_(mean).div_(std)
+    return tensor.clone().sub_(mean).div_(std)  # as torchvision leaves its argument alone
 
 
 def opencv(source: ImageFolder) -> Dict[str, Batch]:

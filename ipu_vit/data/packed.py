@@ -166,7 +166,7 @@ class PackedImages:
     def _data(self, index: int) -> memoryview:
         """The image's file."""
         record = self._index[index]
-        offset, size, number = int(record["offset"]), int(record["size"]), int(record["shard"])
+        offset, _, size, number, *_ = record.item()
         if number < len(self._shards):
             shard = self._map(number)
             # Asked for as a whole; else a disk would be asked for a few pages at a time.
