@@ -101,7 +101,8 @@ def _shared_updates(
     updates: List[SharedUpdate] = []
     for members, names in weights.sharers(program.trained).items():
         tensors = weights.replicas[members[0]]
-        updates.append(SharedUpdate(members, names, WeightUpdate(attributes, options, tensors, names)))
+        update = WeightUpdate(attributes, options, tensors, names, program.uses_half)
+        updates.append(SharedUpdate(members, names, update))
         # The update has put its weights end to end; the other replicas use the same tensors.
         for other in members[1:]:
             weights.replicas[other].update({name: tensors[name] for name in names})

@@ -160,7 +160,9 @@ class Runner:
 
     def _run_micro_batch(self, inputs: Sequence[Tensor], weights: Dict[str, Tensor]) -> Tuple[List[Any], List[Tensor]]:
         """Forward and, in training, backward: the results, and the anchored tensors."""
-        results, loss, wanted = self._tape.run(inputs, weights, [anchor.slot for anchor in self._anchors.values()])
+        watch = self.updates[0].update.watch if self.updates else None
+        wanted_slots = [anchor.slot for anchor in self._anchors.values()]
+        results, loss, wanted = self._tape.run(inputs, weights, wanted_slots, watch)
         if not self.updates:
             return results, wanted
         assert loss is not None

@@ -60,7 +60,8 @@ class Entry:
     #: slots that nobody needs after this entry
     spent: List[int] = field(default_factory=list)
 
-    def run(self, tensors: List[Any]) -> None:
+    def run(self, tensors: List[Any]) -> List[Any]:
+        """Call the function with tensors by their slots, put its results into theirs, and return them."""
         if self.positions is not None:
             args = self.args.copy()
             for position, slot in self.positions:
@@ -70,15 +71,13 @@ class Entry:
             args = [_fill(arg, tensors) for arg in self.args]
             kwargs = {name: _fill(value, tensors) for name, value in self.kwargs.items()}
         result = self.function(*args, **kwargs) if kwargs else self.function(*args)
-        if self.structure is LEAF:
-            if self.results[0] is not None:
-                tensors[self.results[0]] = result
-        else:
-            for target, leaf in zip(self.results, flatten(result)[0]):
-                if target is not None:
-                    tensors[target] = leaf
+        leaves = [result] if self.structure is LEAF else flatten(result)[0]
+        for target, leaf in zip(self.results, leaves):
+            if target is not None:
+                tensors[target] = leaf
         for slot in self.spent:
             tensors[slot] = None
+        return leaves
 
 
 def _fill(value: Any, tensors: List[Any]) -> Any:
@@ -128,9 +127,17 @@ class Tape:
         return replace(self, entries=entries)
 
     def run(
-        self, inputs: Sequence[Tensor], weights: Dict[str, Tensor], wanted: Sequence[int] = ()
+        self,
+        inputs: Sequence[Tensor],
+        weights: Dict[str, Tensor],
+        wanted: Sequence[int] = (),
+        watch: Optional[Callable[[Tensor], None]] = None,
     ) -> Tuple[List[Any], Optional[Tensor], List[Any]]:
-        """Run on one micro batch: the leaves of the result, the loss, and the tensors of the wanted slots."""
+        """Run on one micro batch: the leaves of the result, the loss, and the tensors of the wanted slots.
+
+        `watch` is called in the backward pass, with the gradients of what entries have computed in half precision, but
+        for the loss's, which is given and not computed.
+        """
         tensors: List[Any] = [None] * self.slots
         for slot, constant in self.constants.items():
             tensors[slot] = constant.clone() if slot in self.written_constants else constant
@@ -145,11 +152,21 @@ class Tape:
                 if enabled and entry.differentiable is not differentiable:
                     differentiable = entry.differentiable
                     torch.set_grad_enabled(differentiable)
-                entry.run(tensors)
+                computed = entry.run(tensors)
+                if watch is not None and enabled:
+                    for target, tensor in zip(entry.results, computed):
+                        if target != self.loss and _is_watched(tensor):
+                            tensor.register_hook(watch)
         finally:
             torch.set_grad_enabled(enabled)
         results = [tensors[leaf.number] if isinstance(leaf, Slot) else leaf for leaf in self.results]
         return results, None if self.loss is None else tensors[self.loss], [tensors[slot] for slot in wanted]
+
+
+def _is_watched(value: Any) -> bool:
+    """Whether a result has a gradient in half precision, or what is computed in its place, and is no mere view."""
+    halves = (torch.float16, torch.bfloat16)
+    return isinstance(value, Tensor) and value.requires_grad and value.dtype in halves and not value._is_view()
 
 
 def is_fake(tensor: Tensor) -> bool:

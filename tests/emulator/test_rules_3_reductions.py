@@ -200,7 +200,10 @@ def test_rule_3_8_the_reported_loss_is_not_scaled() -> None:
 
 
 class Scaled(Training):
-    """Half weights with automatic loss scaling."""
+    """Half weights with automatic loss scaling.
+
+    Of four weights, nine gradients count: theirs, those of their four products with the rows, and of the sum.
+    """
 
     def __init__(self, size: int = 4, dtype: torch.dtype = torch.float16, opts: Any = None, **values: Any) -> None:
         opts = opts or options()
@@ -249,9 +252,9 @@ def test_rule_3_9_the_velocity_keeps_its_scale() -> None:
     assert training.state["Accl1___weights.0"].tolist() == (4.0 * reference.velocities[0]).tolist()
 
 
-@pytest.mark.parametrize("share, halves", [(0.2, True), (0.25, False), (0.3, False)])
+@pytest.mark.parametrize("share, halves", [(0.0, True), (0.11, True), (0.112, False), (0.3, False)])
 def test_rule_3_9_the_share_of_large_elements_decides(share: float, halves: bool) -> None:
-    """One of four elements is above the edge: more than a share of 0.2, but not more than 0.25."""
+    """One of nine elements is above the edge."""
     opts = options()
     opts._Popart.set("automaticLossScalingSettings.thresholdUpperCountProportion", share)
     assert Scaled(opts=opts).scales(WILD) == [0.5 if halves else 2.0]
@@ -265,9 +268,28 @@ def test_rule_3_9_the_edge_can_be_moved() -> None:
 
 def test_rule_3_9_all_steps_and_replicas_count_together() -> None:
     opts = options(accumulation=2, replicas=2)
-    opts._Popart.set("automaticLossScalingSettings.thresholdUpperCountProportion", 0.1)
+    opts._Popart.set("automaticLossScalingSettings.thresholdUpperCountProportion", 0.04)
     training = Scaled(opts=opts)
-    assert training.scales(CALM * 3 + WILD, CALM * 2 + WILD * 2) == [2.0, 1.0]  # 1 of 16 elements, then 2
+    assert training.scales(CALM * 3 + WILD, CALM * 2 + WILD * 2) == [2.0, 1.0]  # 1 of 36 elements, then 2
+
+
+def test_rule_3_9_gradients_of_activations_count() -> None:
+    """The weights' are 0, for the inputs are; the scale itself is the gradient of what follows."""
+    assert Scaled(loss_scaling=2.0**12).scales(CALM, CALM, CALM) == [2.0**13, 2.0**12, 2.0**13]  # the edge is 8188
+
+
+def test_rule_3_9_half_activations_of_float32_weights_count() -> None:
+    class Mixed(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return poptorch.identity_loss((super().forward(x).half() * 3000).float().sum(), "none")
+
+    model, opts = Mixed(2, 1), options()
+    opts.Training.setAutomaticLossScaling(True)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.0, loss_scaling=4.0)
+    executor = poptorch.trainingModel(model, opts, optimizer)
+    executor(torch.ones(1, 2))
+    assert float(optimizer.state_dict()["ipu_state"]["lossScaleUpdateFactor"]) == 0.5
+    assert executor.isCompiled()
 
 
 def test_rule_3_9_the_period_counts_updates() -> None:
@@ -277,7 +299,9 @@ def test_rule_3_9_the_period_counts_updates() -> None:
 
 
 def test_rule_3_9_the_scale_stays_finite() -> None:
-    assert Scaled(loss_scaling=2.0**13).scales(*[CALM] * 5) == [2.0**14] + [2.0**15] * 4
+    opts = options()
+    opts._Popart.set("automaticLossScalingSettings.binEdgeLocation", 1.0)
+    assert Scaled(opts=opts, loss_scaling=2.0**13).scales(*[CALM] * 5) == [2.0**14] + [2.0**15] * 4
     assert Scaled().scales([[float("nan")] * 4])[-1] == 0.5  # what is not a number is not small
 
 

@@ -6,18 +6,18 @@ above an edge, and halves the scale when the upper bin holds more than a very sm
 doubles it, for the next weight update. The factor starts at 1 and multiplies the program's own
 loss_scaling; their product never exceeds 2^15, which half can represent.
 
-What differs from PopART: it counts the gradients of activations too, here only those of weights
-count; and it bounds the product only if weights are half, which is so wherever there is something to
-count here.
+What differs from PopART: it counts the gradients of single operators, here those of PyTorch's functions count,
+which may consist of several; and it bounds the product only if weights are half.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.options import Options
@@ -31,11 +31,11 @@ _PREFIX = "automaticLossScalingSettings."
 class AutomaticLossScale:
     """The factor on the program's loss scale, and the counts that decide about its next change."""
 
-    def __init__(self, options: Options, weights: Dict[str, Tensor], names: Sequence[str]) -> None:
+    def __init__(self, options: Options, uses_half: bool) -> None:
+        """Raises Error for a program without float16, and for settings out of range."""
         self.factor = torch.ones(())
         self._options = options
-        self._tracked = {name for name in names if weights[name].dtype == torch.float16}
-        if not self._tracked:
+        if not uses_half:
             raise Error(
                 "Automatic loss scaling finds no float16 gradient to track: use it with a model in half, or switch it "
                 "off with Training.setAutomaticLossScaling(False)"
@@ -52,12 +52,13 @@ class AutomaticLossScale:
         """The loss scale of the coming micro batches, a float32 number."""
         return float(np.float32(loss_scaling) * np.float32(self.factor.item()))
 
-    def observe(self, name: str, gradient: Tensor) -> None:
-        """Count the elements of one weight's gradient of one micro batch."""
-        if self._updates % self._period or name not in self._tracked:
+    def observe(self, gradient: Tensor) -> None:
+        """Count the elements of a gradient in half precision."""
+        if self._updates % self._period or gradient.dtype == torch.float32:
             return
-        below = int((gradient.float().abs_() < self._edge).sum())  # NaN is not below
-        self._counts += torch.tensor([float(below), float(gradient.numel() - below)])
+        with _disable_current_modes():
+            below = int((gradient.float().abs_() < self._edge).sum())  # NaN is not below
+            self._counts += torch.tensor([float(below), float(gradient.numel() - below)])
 
     def update(self, loss_scaling: float) -> None:
         """Change the factor after a weight update, if it is one of those that count."""

@@ -7,7 +7,7 @@ mathematics (`sgd`, `adam`, `rmsprop`).
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Type
 
 import torch
 from torch import Tensor
@@ -35,7 +35,12 @@ class WeightUpdate:
     """The update of some weights that the same replicas share."""
 
     def __init__(
-        self, attributes: Attributes, options: Options, weights: Dict[str, Tensor], used: Sequence[str]
+        self,
+        attributes: Attributes,
+        options: Options,
+        weights: Dict[str, Tensor],
+        used: Sequence[str],
+        uses_half: bool,
     ) -> None:
         """Raises Error for numbers and settings that PopART refuses when it compiles."""
         attributes.check()
@@ -50,7 +55,7 @@ class WeightUpdate:
             for bucket in make_buckets(attributes.groups, weights, used)
         ]
         self._automatic = (
-            AutomaticLossScale(options, weights, used)
+            AutomaticLossScale(options, uses_half)
             if options._Popart.options.get("automaticLossScalingSettings.enabled", False)
             else None
         )
@@ -60,6 +65,11 @@ class WeightUpdate:
         """What the loss gradient is to be multiplied by now."""
         loss_scaling = self.attributes.loss_scaling
         return loss_scaling if self._automatic is None else self._automatic.scale(loss_scaling)
+
+    @property
+    def watch(self) -> Optional[Callable[[Tensor], None]]:
+        """Who wants to see the gradients of what forward computes in half precision."""
+        return None if self._automatic is None else self._automatic.observe
 
     def replace(self, attributes: Attributes) -> None:
         """Use other attributes from now on; Error if what was compiled in would change (rule 4.12)."""
@@ -85,7 +95,7 @@ class WeightUpdate:
     def accumulate(self, accumulators: Accumulators, name: str, gradient: Tensor) -> None:
         """Take one weight's gradient of one micro batch, still multiplied by the loss scale."""
         if self._automatic is not None:
-            self._automatic.observe(name, gradient)
+            self._automatic.observe(gradient)
         accumulators.add(name, gradient)
 
     @torch.no_grad()
