@@ -114,6 +114,10 @@ prepare() { # sets $venv and installs the given requirements, if they are not th
     fi
 }
 
+refuse_hvd() { # for what one process does
+    [ -z "${HVD:-}" ] || fail "HVD=$HVD is for train and evaluate, not for $1"
+}
+
 start() { # a command of the package; in several processes, if HVD says so
     local module=ipu_vit
     if [ -n "${HVD:-}" ]; then
@@ -131,10 +135,12 @@ case ${1:-} in
     usage
     ;;
 test)
+    refuse_hvd "$1"
     prepare test
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
 install-horovod)
+    refuse_hvd "$1"
     prepare run
     if "$venv/bin/python" -c 'import horovod.torch' 2>/dev/null; then
         echo "run.sh: $venv has a Horovod that fits its torch already" >&2

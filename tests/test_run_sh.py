@@ -184,6 +184,13 @@ def test_hvd_starts_the_launcher(ready: Checkout) -> None:
     assert ready.calls()[-1] == "python -m ipu_vit.launch evaluate runs/quickstart"
 
 
+@pytest.mark.parametrize("command", ["test", "install-horovod"])
+def test_hvd_is_for_nothing_that_one_process_does(ready: Checkout, command: str) -> None:
+    result = ready.run(command, HVD="2")
+    assert (result.returncode, result.stderr) == (2, f"run.sh: HVD=2 is for train and evaluate, not for {command}\n")
+    assert ready.calls() == []
+
+
 def test_horovod_that_is_there_is_left_alone(ready: Checkout, sdk: Dict[str, str]) -> None:
     for variables in ({}, sdk):
         ready.run("quickstart", **variables)
