@@ -30,12 +30,16 @@ def naming_lost_workers(workers: int) -> Iterator[None]:
         died = _DIED.search(str(error))
         if died is None:
             raise
-        advice = (
-            "it is how a full /dev/shm shows, which containers raise with --shm-size, or a disk that fails under a pack"
-            if _BUS_ERROR.search(died.group())
-            else "if memory ran out, fewer workers or a smaller pipeline.prefetch_depth take less"
-        )
         raise LostWorker(
             f"data.workers={workers}: {died.group().strip().rstrip('.')}; checkpoints are untouched and the same "
-            f"command continues from the last one; {advice}"
+            f"command continues from the last one; {_advice(died.group())}"
         ) from error
+
+
+def _advice(died: str) -> str:
+    """What to do about it; the signal that ended a worker comes too late to be told, at times."""
+    memory = "if memory ran out, fewer workers or a smaller pipeline.prefetch_depth take less"
+    shared = "a full /dev/shm shows so, which containers raise with --shm-size, or a disk that fails under a pack"
+    if "by signal" not in died:
+        return f"{memory}; {shared}"
+    return shared if _BUS_ERROR.search(died) else memory

@@ -25,6 +25,8 @@ def _begin(user_id: Optional[str], ipu_id: Optional[int]) -> Optional[str]:
     if user_id is None:
         user_id = str(tracer.unnamed_blocks)
         tracer.unnamed_blocks += 1
+    if ipu_id is not None and not (isinstance(ipu_id, int) and ipu_id >= 0):
+        raise Error(f"Block {user_id!r} has ipu_id={ipu_id!r}: the model's own IPUs are counted 0, 1, ...")
     tracer.begin_block(user_id, ipu_id)
     return user_id
 

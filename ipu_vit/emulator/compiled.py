@@ -20,7 +20,7 @@ from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 from ipu_vit.emulator.random import DeviceRandom
 from ipu_vit.emulator.replica_groups import joined, parted
-from ipu_vit.emulator.runner import Runner, SharedUpdate
+from ipu_vit.emulator.runner import Runner, SharedUpdate, tensor_names
 from ipu_vit.emulator.update import WeightUpdate
 from ipu_vit.emulator.update.reduction import of_first_process
 from ipu_vit.emulator.weights import DeviceWeights
@@ -75,8 +75,8 @@ class CompiledModel:
     # Tensors ----------------------------------------------------------------------------------
 
     def tensor_names(self) -> List[str]:
-        """Weights by their names, results as `function:count`."""
-        return [*self.program.tape.weights, *self.program.tape.names]
+        """What can be anchored."""
+        return tensor_names(self.program)
 
     def anchored(self, short_name: str) -> Tensor:
         """The tensor that `Options.anchorTensor` named, of the last call."""

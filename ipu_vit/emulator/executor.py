@@ -29,6 +29,14 @@ from ipu_vit.emulator.version import POPTORCH_VERSION
 from ipu_vit.emulator.weights import DeviceWeights
 
 
+def _own_copy(options: Optional[Options]) -> Options:
+    """Options that can still be completed; those of the program cannot be changed from now on (rule 9.7)."""
+    if options is None:
+        return Options()
+    options._freeze()
+    return options.clone()
+
+
 class PoplarExecutor:
     """A wrapped model; made by `trainingModel` and `inferenceModel`."""
 
@@ -41,7 +49,11 @@ class PoplarExecutor:
         optimizer: Optional[torch.optim.Optimizer] = None,
         user_model: Optional[nn.Module] = None,
     ) -> None:
-        options = Options() if options is None else options.clone()
+        if not isinstance(model, nn.Module):
+            raise Error(f"Only a torch.nn.Module can be wrapped, not {model!r}")
+        if not isinstance(options, (Options, type(None))):
+            raise Error(f"options must be a poptorch.Options, not {options!r}")
+        options = _own_copy(options)
         if not training and options.Training.gradient_accumulation != 1:
             raise Error(
                 f"You must set Training.gradientAccumulation to 1, not {options.Training.gradient_accumulation}, for "

@@ -13,8 +13,9 @@ from typing import Any, Callable, Dict, Iterator, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
-from ipu_vit.emulator import handlers, losses
+from ipu_vit.emulator import handlers, losses, promotion
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.gelu import TanhGelu
 from ipu_vit.emulator.log import log_once
@@ -42,9 +43,11 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         Tensor.__array__: _refusing(Tensor.__array__, "Illegal move to CPU", "a NumPy function"),
         Tensor.cpu: _refusing(Tensor.cpu, "Illegal move to CPU", "cpu()"),
         Tensor.to: _to,
+        torch.bincount: _bincount,
+        Tensor.bincount: _bincount,
+        torch.tensor: _tensor,
     }
-    table.update(losses.replacements())
-    return table
+    return {**table, **promotion.replacements(), **losses.replacements()}
 
 
 def check_call(function: Any, kwargs: Dict[str, Any]) -> None:
@@ -113,6 +116,22 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 1:
         raise Error(f"one_hot needs num_classes: a device cannot look for the largest class ({current_line()})")
     return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+
+def _bincount(input: Tensor, weights: Optional[Tensor] = None, minlength: int = 0) -> Tensor:
+    if minlength < 1:
+        raise Error(f"bincount needs minlength, the number of counts that it makes on a device ({current_line()})")
+    found = input.unsqueeze(-1) == torch.arange(minlength, device=input.device)
+    return found.sum(0) if weights is None else (found * weights.unsqueeze(-1)).sum(0)
+
+
+def _tensor(data: Any, *args: Any, **kwargs: Any) -> Any:
+    if any(map(_is_on_device, tree_flatten(data)[0])):
+        raise Error(
+            "aten::item is only supported in eager mode: torch.tensor looks at the values of tensors; use torch.stack "
+            f"({current_line()})"
+        )
+    return NotImplemented
 
 
 def _rrelu(

@@ -42,6 +42,9 @@ _HANDLED = """
     upsample_nearest3d upsample_trilinear3d var var_mean view where zeros zeros_like
 """
 
+# What PyTorch 2.0 itself takes apart into these before PopTorch sees it.
+_COMPOSITES = "addr dist isinf rot90"
+
 # What PyTorch's versions make of these, and of what they consist of, when they take a model apart.
 _PARTS = """
     _adaptive_avg_pool2d _adaptive_avg_pool3d _batch_norm_with_update _ctc_loss _embedding_bag_forward_only
@@ -62,7 +65,7 @@ def _plain(name: str) -> str:
     return name if name.startswith("__") else name.rstrip("_")
 
 
-_NAMES = {_plain(name) for name in (_HANDLED + _PARTS).split()}
+_NAMES = {_plain(name) for name in " ".join([_HANDLED, _COMPOSITES, _PARTS]).split()}
 
 
 def is_handled(name: str) -> bool:

@@ -22,9 +22,10 @@ _STATISTICS = {"batch_norm": "training", "instance_norm": "use_input_stats"}
 class Recorder(TorchFunctionMode):
     """Notes the torch functions that are called while it is on.
 
-    `replacements` maps functions to what the device does instead. `name_of` tells the weight that a
-    host tensor is, if it is one: models may keep their parameters in lists that nobody can find.
-    `translate` makes an argument what the device takes for it; `check` sees each call before it is made.
+    `replacements` maps functions to what the device does instead; NotImplemented from one means: nothing else.
+    `name_of` tells the weight that a host tensor is, if it is one: models may keep their parameters in lists that
+    nobody can find. `translate` makes an argument what the device takes for it; `check` sees each call before it
+    is made.
 
     What is made of other host tensors only is computed on the host, there and then; the tape has copies.
     """
@@ -91,7 +92,9 @@ class Recorder(TorchFunctionMode):
         replacement = self._replacements.get(func)
         if replacement is not None:
             with self:
-                return replacement(*args, **kwargs)
+                result = replacement(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         args = [self._translate(arg, func) for arg in args]
         kwargs = {name: self._translate(value, func, name) for name, value in kwargs.items()}
         self._check(func, kwargs)

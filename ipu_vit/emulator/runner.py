@@ -48,20 +48,30 @@ class SharedUpdate(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """A tensor of the model's inside that the host wants to see."""
+    """A tensor of the model's inside that the host wants to see: one of a slot, or a weight's gradient."""
 
-    slot: int
+    slot: Optional[int]
+    gradient_of: Optional[str]
     mode: OutputMode
     period: int
 
 
+_GRADIENT = "Gradient___"
+
+
+def tensor_names(program: Program) -> List[str]:
+    """Weights by their names, results as `function:count`, gradients as PopART calls them."""
+    return [*program.tape.weights, *program.tape.names, *(_GRADIENT + name for name in program.trained)]
+
+
 def _anchors(program: Program, options: Options) -> Dict[str, Anchor]:
     slots = {**program.tape.names, **program.tape.weights}
+    gradients = {_GRADIENT + name: name for name in program.trained}
     anchors: Dict[str, Anchor] = {}
     for short_name, (name, mode, period) in options.anchors().items():
-        if name not in slots:
+        if name not in slots and name not in gradients:
             raise Error(f"There is no tensor {name!r} to anchor: getTensorNames() lists them")
-        anchors[short_name] = Anchor(slots[name], mode, period)
+        anchors[short_name] = Anchor(slots.get(name), gradients.get(name), mode, period)
     return anchors
 
 
@@ -106,8 +116,10 @@ class Runner:
         self.times: List[MicroBatchTimes] = []
         self._arithmetic = Arithmetic(program.uses_half)
         self._anchors = _anchors(program, options)
-        wanted = {anchor.slot for anchor in self._anchors.values()}
-        self._tape = self._arithmetic.tape(program.tape).keeping(wanted)
+        self._wanted = [anchor.slot for anchor in self._anchors.values() if anchor.slot is not None]
+        #: anchored gradients of the micro batch that runs, by their weights' names
+        self._gradients: Dict[str, Tensor] = {}
+        self._tape = self._arithmetic.tape(program.tape).keeping(set(self._wanted))
         #: how many tensors a micro batch returns
         self.outputs = sum(isinstance(leaf, Slot) for leaf in program.tape.results)
         self._trained = program.trained
@@ -161,8 +173,7 @@ class Runner:
     def _run_micro_batch(self, inputs: Sequence[Tensor], weights: Dict[str, Tensor]) -> Tuple[List[Any], List[Tensor]]:
         """Forward and, in training, backward: the results, and the anchored tensors."""
         watch = self.updates[0].update.watch if self.updates else None
-        wanted_slots = [anchor.slot for anchor in self._anchors.values()]
-        results, loss, wanted = self._tape.run(inputs, weights, wanted_slots, watch)
+        results, loss, wanted = self._tape.run(inputs, weights, self._wanted, watch)
         if not self.updates:
             return results, wanted
         assert loss is not None
@@ -170,12 +181,18 @@ class Runner:
             scale = torch.full_like(loss, self.updates[0].update.loss_scale)
             torch.autograd.grad(loss, [weights[name] for name in self._trained], scale)
         # Without their graph, whose many small objects would split up the memory for the next micro batch's tensors.
-        return [_detached(leaf) for leaf in results], [_detached(leaf) for leaf in wanted]
+        found = iter(wanted)
+        anchored = [
+            next(found) if anchor.gradient_of is None else self._gradients[anchor.gradient_of]
+            for anchor in self._anchors.values()
+        ]
+        return [_detached(leaf) for leaf in results], [_detached(leaf) for leaf in anchored]
 
     @contextmanager
     def _collecting_gradients(self, replica: int, weights: Dict[str, Tensor]) -> Iterator[None]:
         """Accumulate a replica's gradients, times the loss scale, while backward passes compute them."""
-        hooks = []
+        anchored = {anchor.gradient_of for anchor in self._anchors.values()} - {None}
+        hooks = [weights[name].register_hook(partial(self._gradients.__setitem__, name)) for name in anchored if name]
         for shared, its in zip(self.updates, self._accumulators):
             if replica in shared.replicas:
                 accumulate = partial(shared.update.accumulate, its[shared.replicas.index(replica)])

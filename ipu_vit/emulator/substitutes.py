@@ -8,6 +8,7 @@ parts of PyTorch are exchanged for others.
 from __future__ import annotations
 
 import functools
+import inspect
 from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Iterator
 
@@ -15,6 +16,7 @@ import torch
 import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import Function, FunctionCtx
+from torch.nn import TransformerDecoder
 from torch.utils.hooks import BackwardHook
 
 from ipu_vit.emulator.errors import Error
@@ -39,6 +41,7 @@ def substitutes(is_program: Callable[[], bool]) -> Iterator[None]:
             (torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _prepare_nothing),
             (BackwardHook, "setup_input_hook", _no_backward_hook),
             (BackwardHook, "setup_output_hook", _no_backward_hook),
+            (TransformerDecoder, "forward", _without_looking_at_masks),
             (compiler, "set_eval_frame", _refuse_compiling),
             (compiler, "_maybe_set_eval_frame", _refuse_compiling),
         ):
@@ -102,6 +105,15 @@ def _prepare_nothing(original: Any, *args: Any, **kwargs: Any) -> Iterator[None]
 def _no_backward_hook(original: Any, hook: Any, tensors: Any) -> Any:
     log_once(f"Hooks of the backward pass have no effect on the device ({current_line()})")
     return tensors
+
+
+def _without_looking_at_masks(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """A decoder; PyTorch's later than the SDK's look whether the mask is causal, which changes no number."""
+    signature = inspect.signature(original)
+    call = signature.bind(*args, **kwargs)
+    if "tgt_is_causal" in signature.parameters and call.arguments.get("tgt_is_causal") is None:
+        call.arguments["tgt_is_causal"] = False
+    return original(*call.args, **call.kwargs)
 
 
 def _refuse_compiling(original: Callable[[Any], Any], callback: Any) -> Any:

@@ -141,10 +141,18 @@ class Tracer(TorchDispatchMode, device.Context):
         self._computing = True
         try:
             result = _call(func, args, kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            raise
+        except RuntimeError as error:
+            if self._unsupported:  # which some versions of PyTorch cannot even call without data
+                raise self._refusal() from error
+            raise
         finally:
             self._computing = False
         inputs = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
         outputs = [item for item in tree_flatten(result)[0] if isinstance(item, Tensor)]
+        if any(tensor.dtype == torch.bfloat16 for tensor in (*inputs, *outputs)):
+            raise Error(f"{name}: a device has no bfloat16; use half() or float() ({current_line()})")
         record = self._record()
         if name not in _FREE:
             record.operators.append(name)
@@ -218,11 +226,14 @@ class Tracer(TorchDispatchMode, device.Context):
 
     # The end ----------------------------------------------------------------------------------
 
+    def _refusal(self) -> Error:
+        found = "; ".join(f"{name} at {line}" for name, line in self._unsupported.items())
+        return Error(f"Unsupported ops found in compiled model: {found}. PopTorch has no lowering for them")
+
     def check(self, result: Any) -> None:
         """Raise Error for what only shows once all of forward has run; warn of what is easily overlooked."""
         if self._unsupported:
-            found = "; ".join(f"{name} at {line}" for name, line in self._unsupported.items())
-            raise Error(f"Unsupported ops found in compiled model: {found}. PopTorch has no lowering for them")
+            raise self._refusal()
         leaves = flatten(result)[0]
         for leaf in leaves:
             if not isinstance(leaf, Tensor) and any(map(_is_tensor_of_trace, _inside(leaf))):

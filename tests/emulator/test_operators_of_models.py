@@ -139,6 +139,11 @@ def _masked(x: Tensor) -> Tensor:
 FUNCTIONS: Dict[str, Case] = {
     name: (function, *inputs)
     for name, (function, *inputs) in {
+        # What PyTorch takes apart before a device sees it
+        "isinf": (lambda x: torch.where(torch.isinf(x / 0).any(), x * 2, x), X), "rot90": (torch.rot90, X),
+        "dist": (lambda x: torch.dist(x, x + 1), X), "addr": (lambda x: torch.addr(x, x[:, 0], x[0]), X),
+        "bincount": (lambda x: torch.bincount(x.argmax(1), minlength=7), X),
+        "weighted bincount": (lambda x: torch.bincount(x.argmax(1), x[:, 0].detach(), 7), X),
         # Elementwise
         "abs": (torch.abs, X), "neg": (torch.neg, X), "exp": (torch.exp, X), "expm1": (torch.expm1, X),
         "log": (torch.log, POSITIVE), "log2": (torch.log2, POSITIVE), "log10": (torch.log10, POSITIVE),
@@ -312,6 +317,23 @@ def test_functions(name: str) -> None:
     check(FUNCTIONS[name])
 
 
+def test_decoders_do_not_look_at_their_masks() -> None:
+    """Later versions of PyTorch than the SDK's would, to learn whether it is causal."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.decoder = nn.TransformerDecoder(layer, 1)
+            self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+        def forward(self, x: Any) -> Any:
+            return self.decoder(x, x, tgt_mask=self.mask)
+
+    model, x = Decoder(), torch.randn(2, 5, 8)
+    torch.testing.assert_close(poptorch.inferenceModel(model)(x), model(x), atol=1e-5, rtol=1e-5)
+
+
 # --- what is refused ---------------------------------------------------------------------------------
 
 # Operators without a lowering, each with its name, or with what is said against its arguments.
@@ -345,6 +367,10 @@ REFUSED: Dict[str, Tuple[Callable[..., Any], str]] = {
     ),
     "adaptive_max_pool2d": (lambda x: F.adaptive_max_pool2d(x[None], 1), "aten::adaptive_max_pool2d"),
     "huber_loss": (lambda x: F.huber_loss(x, x + 1), "aten::huber_loss"),
+    "multinomial": (lambda x: x.abs().multinomial(2), "aten::multinomial"),
+    "bincount of unknown length": (lambda x: x.argmax(1).bincount(), "bincount needs minlength"),
+    "tensor of tensors": (lambda x: torch.tensor([x[0, 0], x[0, 1]]), "aten::item is only supported in eager mode"),
+    "bfloat16": (lambda x: x.to(torch.bfloat16) + 1, "a device has no bfloat16"),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -337,6 +338,53 @@ def test_rule_6_2_mixed_operands_promote_on_the_device() -> None:
     found = infer(lambda x, w: (x + w, x * w, x + 1.0), x, w)
     assert [tensor.dtype for tensor in found] == [torch.float32, torch.float32, torch.float16]
     assert torch.equal(found[0], x.float() + w) and torch.equal(found[1], x.float() * w)
+
+
+MIXED: Dict[str, Tuple[Callable[..., Tensor], Tuple[int, ...], Tuple[int, ...]]] = {
+    "conv1d": (F.conv1d, (2, 4, 9), (3, 4, 3)),
+    "conv2d": (lambda x, w: F.conv2d(x, w, w[:, 0, 0, 0]), (2, 4, 9, 9), (3, 4, 3, 3)),
+    "conv_transpose2d": (F.conv_transpose2d, (2, 4, 9, 9), (4, 3, 3, 3)),
+    "linear": (lambda x, w: F.linear(x, w, w[:, 0]), (2, 3, 6), (5, 6)),
+    "matmul": (torch.matmul, (2, 3, 6), (6, 5)),
+    "@": (lambda x, w: x @ w, (2, 3, 6), (2, 6, 5)),
+    "bmm": (torch.bmm, (2, 3, 6), (2, 6, 5)),
+    "baddbmm": (lambda x, w: torch.baddbmm(w[:, :3], x, w), (2, 3, 6), (2, 6, 6)),
+    "einsum": (lambda x, w: torch.einsum("bij,jk->bik", x, w), (2, 3, 6), (6, 5)),
+    "attention": (F.scaled_dot_product_attention, (2, 3, 6, 4), (2, 3, 6, 4)),
+    "prelu": (F.prelu, (2, 3, 6), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("halves", ["inputs", "weights"])
+def test_rule_6_2_so_do_those_that_pytorch_wants_of_one_type(name: str, halves: str) -> None:
+    function, shape, weight_shape = MIXED[name]
+    x, w = torch.randn(shape).half(), torch.randn(weight_shape).half()
+    if name == "attention":
+        function = lambda x, w: F.scaled_dot_product_attention(x, w, w)  # noqa: E731
+    given = (x, w.float()) if halves == "inputs" else (x.float(), w)
+    found = infer(function, *given)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, function(x.float(), w.float()), rtol=1e-4, atol=1e-4)
+
+
+def test_rule_6_2_float32_weights_are_trained_with_half_inputs() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(2, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return poptorch.identity_loss(self.layer(x).square(), "sum")
+
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(2, 2, 5, 5).half()
+    expected = copy.deepcopy(model)
+    poptorch.trainingModel(model, None, poptorch.optim.SGD(model.parameters(), lr=1e-3))(x)
+    expected(x.float()).backward()
+    for weight, other in zip(model.parameters(), expected.parameters()):
+        assert other.grad is not None and weight.dtype == torch.float32
+        torch.testing.assert_close(weight, other - 1e-3 * other.grad)
 
 
 def test_rule_6_3_casts_are_kept() -> None:

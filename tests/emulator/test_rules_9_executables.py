@@ -221,6 +221,26 @@ def test_rule_9_9_anchored_tensors_come_back() -> None:
         executor.getAnchoredTensor("other")
 
 
+def test_rule_9_9_anchored_gradients_are_those_of_micro_batches() -> None:
+    """Multiplied by the loss scale, as they are before they are accumulated."""
+
+    class Product(Scale):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return poptorch.identity_loss(self.weight * x, "sum")
+
+    model, opts = Product(), poptorch.Options()
+    opts.Training.gradientAccumulation(3)
+    opts.anchorTensor("gradient", "Gradient___weight", poptorch.OutputMode.All)
+    opts.anchorTensor("same", "Gradient___weight", poptorch.OutputMode.Final)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.0, loss_scaling=4.0)
+    executor = poptorch.trainingModel(model, opts, optimizer)
+    x = torch.arange(6.0).reshape(3, 2)
+    executor(x)
+    assert "Gradient___weight" in executor.getTensorNames()
+    assert torch.equal(executor.getAnchoredTensor("gradient").reshape(3, 2), 4 * x)
+    assert torch.equal(executor.getAnchoredTensor("same"), 4 * x[2])
+
+
 def test_anchoring_what_is_not_there() -> None:
     opts = poptorch.Options()
     opts.anchorTensor("short", "nothing of this name")

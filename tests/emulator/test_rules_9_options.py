@@ -153,13 +153,27 @@ def test_rule_6_6_seeding_the_device_seeds_the_host() -> None:
         poptorch.Options().randomSeed(4.2)
 
 
-def test_rule_9_7_executors_have_options_of_their_own() -> None:
+def test_rule_9_7_wrapping_copies_and_freezes_options() -> None:
     opts = options()
     executor = training(Layers(), opts)
-    opts.deviceIterations(3)
-    assert executor.options.device_iterations == 1
-    with pytest.raises(AttributeError, match="frozen"):
-        executor.options.deviceIterations(2)
+    assert executor.options is not opts
+    for frozen in (opts, executor.options):
+        with pytest.raises(AttributeError, match="frozen"):
+            frozen.deviceIterations(3)
+        with pytest.raises(AttributeError, match="frozen"):
+            frozen.Training.gradientAccumulation(3)
+    training(Layers(), opts.clone().deviceIterations(3))  # copies can be changed, and used again
+
+
+@pytest.mark.parametrize("given", [{"deviceIterations": 2}, 4, poptorch.Options])
+def test_options_of_another_kind_are_refused(given: Any) -> None:
+    with pytest.raises(poptorch.Error, match="poptorch.Options"):
+        poptorch.inferenceModel(Layers(), given)
+
+
+def test_only_modules_are_wrapped() -> None:
+    with pytest.raises(poptorch.Error, match="Module"):
+        poptorch.inferenceModel(torch.relu)
 
 
 @pytest.mark.parametrize("path", sorted(ARGUMENTS))

@@ -16,7 +16,7 @@ import torch
 
 from ipu_vit.emulator.enums import MeanReductionStrategy
 from ipu_vit.emulator.errors import Error
-from ipu_vit.emulator.log import logger
+from ipu_vit.emulator.log import log_once, logger
 from ipu_vit.emulator.optim.adam import Adam, AdamW
 from ipu_vit.emulator.optim.base import DEFAULTS, Optimizer, VariableAttributes
 from ipu_vit.emulator.optim.lamb import LAMB
@@ -251,6 +251,8 @@ def _read_group(
     for name in attribute_lists._group_vars:
         values[name] = group.get(name, DEFAULTS.get(name))
         assert values[name] is not None, f"The optimizer's groups lack {name}"
+    if group.get("maximize"):
+        log_once("maximize=True has no effect on the device, which minimises: make the loss negative instead")
     if values.get("amsgrad"):
         raise ValueError("amsgrad=True is not supported: only plain Adam and AdamW are")
     for name in ("amsgrad", "centered"):  # they choose the kind of optimizer and are no numbers of it
