@@ -11,6 +11,10 @@ from typing import Optional, Tuple
 import torch
 
 _NOT_THE_USERS: Tuple[str, ...] = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+# What of PyTorch people call, and might look up.
+_LIBRARY: Tuple[str, ...] = tuple(
+    str(Path(torch.__file__).parent / name) for name in ("nn", "functional.py", "distributions")
+)
 _STANDARD_LIBRARY = str(Path(linecache.__file__).parent)
 
 
@@ -23,13 +27,16 @@ def current_line() -> str:
 
 
 def line_of(traceback: Optional[TracebackType]) -> str:
-    """The same of a traceback."""
+    """The same of a traceback, and the line of PyTorch's modules that it leads to, if it does."""
     place = ""
     while traceback is not None:
-        if _is_the_users(traceback.tb_frame.f_code):
-            place = _describe(traceback.tb_frame.f_code, traceback.tb_lineno)
+        code = traceback.tb_frame.f_code
+        if _is_the_users(code):
+            place, reached = _describe(code, traceback.tb_lineno), ""
+        elif code.co_filename.startswith(_LIBRARY) and place:
+            reached = f", which leads to {_describe(code, traceback.tb_lineno)}"
         traceback = traceback.tb_next
-    return place
+    return place + reached if place else ""
 
 
 def _is_the_users(code: CodeType) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import poptorch
 import pytest
 import torch
+import torch.nn.functional as F
 from operator_models import Calls, gradient, infer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -403,3 +404,10 @@ def test_rule_12_6_operators_are_checked_inside_of_modules() -> None:
     model = nn.Sequential(nn.Linear(3, 3), Inner())
     with pytest.raises(poptorch.Error, match=r"Unsupported ops .*aten::tril at .*test_rules_12_tracing.py:\d+: return"):
         poptorch.inferenceModel(model).compile(X)
+
+
+def test_rule_12_1_the_line_of_pytorch_that_looks_is_named_too() -> None:
+    """The program's own line does not show what is wrong."""
+    model = Calls(lambda x: F.gaussian_nll_loss(x, x, x))
+    with pytest.raises(poptorch.Error, match=rf"{__file__}:\d+.* leads to .*functional.py:\d+: if .*var"):
+        poptorch.inferenceModel(model)(torch.ones(2, 3))
