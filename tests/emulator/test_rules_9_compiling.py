@@ -61,10 +61,10 @@ def test_rule_9_2_executables_can_be_cached(log: pytest.LogCaptureFixture, monke
     assert (opts._Popart.options["enableEngineCaching"], opts._Popart.options["cachePath"]) == (True, "folder")
     training(Layers(), opts).compile(*data(1))
     assert "enableExecutableCaching" not in log.text
-    opts.useIpuModel(True)
+    opts = opts.clone().useIpuModel(True)
     training(Layers(), opts).compile(*data(1))
     assert "enableExecutableCaching has no effect on the IPU Model" in log.text
-    opts.enableExecutableCaching(None)
+    opts = opts.clone().enableExecutableCaching(None)
     assert opts._Popart.options["enableEngineCaching"] is False
     monkeypatch.setenv("POPTORCH_CACHE_DIR", "another")
     assert poptorch.Options()._Popart.options["cachePath"] == "another"
