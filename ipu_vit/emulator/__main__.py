@@ -20,6 +20,7 @@ from types import CodeType, ModuleType
 from typing import Any, List, Optional, Tuple
 
 from ipu_vit import emulator
+from ipu_vit.emulator.malloc import keep_freed_memory
 
 COMMAND = "python -m ipu_vit.emulator"
 USAGE = f"""\
@@ -67,6 +68,7 @@ def _run(is_module: bool, name: str, *arguments: str) -> None:
     if not is_module and sys.version_info >= (3, 9):
         name = os.path.abspath(name)
     _install(None if is_module else _folder_of(name))
+    keep_freed_memory()
     try:
         main_module, code = _find_module(name) if is_module else _find_script(name)
         sys.modules["__main__"] = main_module

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ipu_vit.emulator.batches import HostBatch, Layout
 from ipu_vit.emulator.compiler import compile_program
 from ipu_vit.emulator.errors import Error
-from ipu_vit.emulator.host_tensors import return_free_memory
+from ipu_vit.emulator.malloc import return_free_memory
 from ipu_vit.emulator.optim import Attributes
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program

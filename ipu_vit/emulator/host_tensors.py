@@ -8,7 +8,6 @@ all. Copies and files of them are of the module's own classes.
 from __future__ import annotations
 
 import copy
-import ctypes
 import weakref
 from typing import Any, Callable, Dict, Optional, Union
 
@@ -97,16 +96,6 @@ def lend(memory: Tensor, host: Tensor) -> None:
     if not torch.UntypedStorage._expired(own):  # somebody else keeps it
         host.data = host.new_empty(0).set_(torch.UntypedStorage._new_with_weak_ptr(own), *layout)
     torch.UntypedStorage._free_weak_ref(own)
-
-
-def return_free_memory() -> None:
-    """Give freed memory back to the system, where the C library can (glibc).
-
-    Otherwise malloc keeps what a model's tensors had, in pieces of their sizes, which fit few others.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def require_plain(name: str, buffer: Tensor) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,25 @@ def test_training_takes_no_more_memory_than_plain_pytorch() -> None:
     assert 130 < plain < 200  # gradients and momentum, else the comparison says nothing
     assert emulated < 1.1 * plain
     assert megabytes(EMULATED, 16) < emulated + 10
+
+
+FREES = """
+import pathlib, torch
+torch.ones(50_000_000)  # 200 MB
+print(pathlib.Path("/proc/self/statm").read_text().split()[1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others' malloc is left as it is")
+def test_command_line_keeps_what_tensors_give_up_unless_told_otherwise(tmp_path: Path) -> None:
+    """The memory that the process has once a large tensor is gone."""
+    (tmp_path / "frees.py").write_text(FREES)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_", "MALLOC_"))}
+
+    def megabytes_kept(**variables: str) -> float:
+        command = [sys.executable, "-m", "ipu_vit.emulator", str(tmp_path / "frees.py")]
+        environment = {**plain, **variables, "PYTHONPATH": str(Path(__file__).parents[2])}
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        return int(result.stdout) * os.sysconf("SC_PAGESIZE") / 1e6
+
+    assert megabytes_kept() > megabytes_kept(GLIBC_TUNABLES="glibc.malloc.check=0") + 150
