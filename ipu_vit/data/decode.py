@@ -10,9 +10,9 @@ they are stored, and published scores include the few photographs that lie on th
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from io import BytesIO
-from typing import Iterator, Union
+from typing import Optional, Union
 
 import numpy as np
 from PIL import Image
@@ -105,13 +105,18 @@ class _Refused(Exception):
     pass
 
 
-@contextmanager
-def _refusing(name: str) -> Iterator[None]:
+class _refusing:
     """Make UnreadableImage of whatever is raised about the image of that name."""
-    try:
-        yield
-    except Exception as error:  # Pillow's parsers let all kinds of exceptions through
-        raise UnreadableImage(name, _without_address(error)) from error
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: Optional[BaseException], traceback: object) -> None:
+        if isinstance(error, Exception):  # Pillow's parsers let all kinds of exceptions through
+            raise UnreadableImage(self._name, _without_address(error)) from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -148,10 +148,10 @@ class PackedImages:
 
     def open(self, index: int) -> Picture:
         data = self._data(index)
-        height, width = int(self._index[index]["height"]), int(self._index[index]["width"])
+        *_, height, width, _ = self._index[index].item()
         if height == 0:
             return EncodedImage(bytes(data), self.name(index))
-        return Pixels(np.frombuffer(data[-4 * height * width :], np.uint8).reshape(height, width, 4)[..., :3])
+        return Pixels(np.ndarray((height, width, 4), np.uint8, data[-4 * height * width :])[..., :3])
 
     def label(self, index: int) -> int:
         return int(self._label_of[self._index[index]["label"]])
@@ -166,7 +166,7 @@ class PackedImages:
     def _data(self, index: int) -> memoryview:
         """The image's file."""
         record = self._index[index]
-        offset, _, size, number, *_ = record.item()
+        offset, _, size, number, *_, expected = record.item()
         if number < len(self._shards):
             shard = self._map(number)
             # Asked for as a whole; else a disk would be asked for a few pages at a time.
@@ -174,7 +174,7 @@ class PackedImages:
             if hasattr(shard, "madvise") and offset + size <= len(shard):
                 shard.madvise(mmap.MADV_WILLNEED, offset - page, size + page)
             data = memoryview(shard)[offset : offset + size]
-            if checksum(record.tobytes(), data) == record["checksum"]:
+            if checksum(record.tobytes(), data) == expected:
                 return data
         file = self._shards[number] if number < len(self._shards) else self.folder / INDEX
         raise DamagedSource(str(file), f"image {index} does not match its checksum; {_CURE}")

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import threading
 from math import ceil, floor
-from typing import Tuple
+from typing import Optional, Tuple
 
 import numpy as np
-import torch
-from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
 from ipu_vit.data.crops import Box, Region
@@ -76,17 +74,53 @@ class FastResizer(threading.local):
         self._set_size(1)
 
     def _set_size(self, size: int) -> None:
-        self._square = np.empty((size, size, 4), np.uint8)
-        self._target = library.PilImageWrapper(_in_memory_of(self._square))
+        self._square, self._turned = _Square(size), _Square(size)
+        self._target = library.PilImageWrapper(_in_memory_of(self._square.pixels))
 
     def resized(self, image: np.ndarray, box: Box, size: int, interpolation: str, flip: bool) -> np.ndarray:
-        if len(self._square) != size:
+        if len(self._square.pixels) != size:
             self._set_size(size)
-        source, left, top = _source(image, region_for(box, size, interpolation))
+        memory = _four_bytes(image)
+        if memory is not None:
+            source, left, top = _in_memory_of(memory), 0, 0
+        else:
+            source, left, top = _copy(image, region_for(box, size, interpolation))
         way = library.RustResizeOptions().set_resize_alg(CONVOLUTION, FILTERS[interpolation], 0)
         way = way.set_crop_box(box[0] - left, box[1] - top, box[2] - box[0], box[3] - box[1]).set_use_alpha(False)
         self._resizer.resize_pil(library.PilImageWrapper(source), self._target, way)
-        return _planes(self._square, flip)
+        return self._turn().planes() if flip else self._square.planes()
+
+    def _turn(self) -> _Square:
+        """The square turned left to right."""
+        self._turned.colours[0][:] = self._square.colours[0][:, ::-1]
+        return self._turned
+
+
+class _Square:
+    """Pixels of four bytes, and each of their colours as the lowest byte of a number that begins there.
+
+    NumPy cuts numbers down to bytes with vector instructions, unlike what it does with every fourth byte.
+    """
+
+    def __init__(self, size: int) -> None:
+        memory = np.zeros(4 * size * size + 4, np.uint8)
+        self.pixels = memory[:-4].reshape(size, size, 4)
+        self.colours = [np.ndarray((size, size), "<u4", memory, first_byte) for first_byte in range(3)]
+
+    def planes(self) -> np.ndarray:
+        """A copy as RGB × size × size."""
+        planes = np.empty((3, *self.pixels.shape[:2]), np.uint8)
+        for plane, colour in zip(planes, self.colours):
+            plane[:] = colour
+        return planes
+
+
+def _four_bytes(image: np.ndarray) -> Optional[np.ndarray]:
+    """The array `rgba` if the image is `rgba[..., :3]`."""
+    rgba, (height, width, _) = image.base, image.shape
+    if not isinstance(rgba, np.ndarray) or rgba.shape != (height, width, 4) or rgba.strides != image.strides:
+        return None
+    return rgba if rgba.ctypes.data == image.ctypes.data else None
 
 
 def _in_memory_of(pixels: np.ndarray) -> Image.Image:
@@ -100,25 +134,13 @@ CONVOLUTION = 2
 FILTERS = {"bilinear": 2, "bicubic": 3}  # Catmull and Rom's cubic is the one that Pillow has, too
 
 
-def _source(image: np.ndarray, region: Region) -> Tuple[Image.Image, int, int]:
-    """An image in four bytes for a pixel, or a copy of a region that leaves out so many columns and rows."""
+def _copy(image: np.ndarray, region: Region) -> Tuple[Image.Image, int, int]:
+    """A region of an image, in four bytes for a pixel, and how many columns and rows were left out before it."""
     height, width, _ = image.shape
-    if image.strides == (4 * width, 4, 1):
-        return _in_memory_of(as_strided(image, (height, width, 4))), 0, 0
     left, top, right, bottom = region
-    cut_size = min(right, width) - left, min(bottom, height) - top
+    size = min(right, width) - left, min(bottom, height) - top
     rows = np.ascontiguousarray(image[top:bottom]).reshape(-1)
-    return Image.frombuffer("RGB", cut_size, rows[3 * left :], "raw", "RGB", 3 * width, 1), left, top
-
-
-def _planes(square: np.ndarray, flip: bool) -> np.ndarray:
-    """Size × size × 4 to RGB × size × size. Each pixel is taken for one number, which is faster than four bytes."""
-    pixels = square.view("<u4")[..., 0]
-    planes = np.empty((3, *pixels.shape), np.uint8)
-    planes[0] = pixels  # its lowest byte
-    planes[1] = pixels >> 8
-    planes[2] = pixels >> 16
-    return torch.from_numpy(planes).flip(2).numpy() if flip else planes  # a third of what NumPy takes
+    return Image.frombuffer("RGB", size, rows[3 * left :], "raw", "RGB", 3 * width, 1), left, top
 
 
 if library is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from ctypes import POINTER, Structure, c_char_p, c_int, c_size_t, c_uint8, c_void_p
+from ctypes import Structure, c_char_p, c_int, c_size_t, c_void_p
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def _load() -> Any:
     library.tj3Destroy.restype, library.tj3Destroy.argtypes = None, [c_void_p]
     library.tj3DecompressHeader.argtypes = [c_void_p, c_char_p, c_size_t]
     library.tj3SetCroppingRegion.argtypes = [c_void_p, _Region]
-    library.tj3Decompress8.argtypes = [c_void_p, c_char_p, c_size_t, POINTER(c_uint8), c_int, c_int]
+    library.tj3Decompress8.argtypes = [c_void_p, c_char_p, c_size_t, c_void_p, c_int, c_int]
     library.tj3GetErrorStr.restype, library.tj3GetErrorStr.argtypes = c_char_p, [c_void_p]
     return library
 
@@ -59,8 +59,7 @@ class _Decoder:
             raise ValueError(f"no pixels: columns {left} to {right}, rows {top} to {bottom}")
         self._check(library.tj3DecompressHeader(self._handle, data, len(data)))
         self._check(library.tj3SetCroppingRegion(self._handle, _Region(left, top, right - left, bottom - top)))
-        target = pixels.ctypes.data_as(POINTER(c_uint8))
-        self._check(library.tj3Decompress8(self._handle, data, len(data), target, pixels.strides[0], _RGBX))
+        self._check(library.tj3Decompress8(self._handle, data, len(data), pixels.ctypes.data, pixels.strides[0], _RGBX))
         return pixels
 
     def _check(self, failed: int) -> None:
