@@ -18,6 +18,7 @@ class Terminated(BaseException):
 class Termination:
     """As a context, turns the first SIGTERM into Terminated; others, as a job's processes may get several, do nothing.
 
+    Nor do they after it: whoever passes the signal on may be late, and the end that was asked for is no failure.
     Inside `deferred`, Terminated waits until that is left, and `agreed` tells that it does. Of several
     processes, all end if one is asked to; so there they have to agree, and outside of `deferred` go on to the end.
     Signals only ever reach a process's main thread; in another one this does nothing.
@@ -39,7 +40,7 @@ class Termination:
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
     ) -> None:
         if self._in_charge:
-            signal.signal(signal.SIGTERM, self._previous)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.heard else self._previous)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
