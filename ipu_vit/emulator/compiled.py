@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional
 
-from torch import Tensor, nn
+from torch import nn
 
 from ipu_vit.emulator.batches import HostBatch, Layout
 from ipu_vit.emulator.compiler import compile_program
@@ -77,12 +77,6 @@ class CompiledModel:
     def tensor_names(self) -> List[str]:
         """What can be anchored."""
         return tensor_names(self.program)
-
-    def anchored(self, short_name: str) -> Tensor:
-        """The tensor that `Options.anchorTensor` named, of the last call."""
-        if short_name not in self.runner.anchored:
-            raise Error(f"No tensor is anchored as {short_name!r}, or the model has not run yet")
-        return self.runner.anchored[short_name]
 
 
 def _shared_updates(

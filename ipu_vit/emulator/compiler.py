@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ipu_vit.emulator import functions
 from ipu_vit.emulator.batches import HostBatch, Layout
 from ipu_vit.emulator.errors import Error
+from ipu_vit.emulator.leftovers import TraceMode, cleared_away
 from ipu_vit.emulator.limits import check_options, check_program
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
@@ -47,8 +47,27 @@ def _trace(
     weights: DeviceWeights,
     random: DeviceRandom,
 ) -> Program:
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    inputs = [fake.from_tensor(tensor) for tensor in batch.micro_batch(0, layout.micro_batches)]
+    fake = TraceMode(allow_non_fake_inputs=True)
+    try:
+        return _traced(fake, model, batch, layout, options, training, weights, random)
+    finally:
+        fake.is_over = True
+
+
+def _traced(
+    fake: TraceMode,
+    model: nn.Module,
+    batch: HostBatch,
+    layout: Layout,
+    options: Options,
+    training: bool,
+    weights: DeviceWeights,
+    random: DeviceRandom,
+) -> Program:
+    with fake:
+        inputs = [
+            torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in batch.micro_batch(0, layout.micro_batches)
+        ]
     args, kwargs = batch.arguments(inputs)
     fakes = weights.fakes(fake)
     recorder = Recorder(
@@ -60,7 +79,7 @@ def _trace(
     parameters = {id(tensor): name for name, tensor in fakes.items() if isinstance(tensor, nn.Parameter)}
     tracer = Tracer(options._strategy, parameters, recorder, training)
     tracer.inputs = {id(tensor): f"Input {position}" for position, tensor in enumerate(inputs)}
-    with weights.installed(fakes), torch.set_grad_enabled(training):
+    with cleared_away(model), weights.installed(fakes), torch.set_grad_enabled(training):
         with tracing(tracer, recorder, options._strategy, fake):
             result = model(*args, **kwargs)
     tracer.check(result)

@@ -11,12 +11,13 @@ from typing import Any, Dict, List, Optional
 import torch
 from torch import Tensor, nn
 
-from ipu_vit.emulator import hooks, optim
+from ipu_vit.emulator import optim
 from ipu_vit.emulator.batches import HostBatch, Layout
 from ipu_vit.emulator.compiled import CompiledModel
 from ipu_vit.emulator.enums import ConnectionType, OutputMode
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.exported import Executable, read_executable, write_executable
+from ipu_vit.emulator.hooks import around_compiling
 from ipu_vit.emulator.host_switches import neutral
 from ipu_vit.emulator.host_tensors import require_unwrapped, trainer_of, unwrap_module, wrap_module
 from ipu_vit.emulator.latency import Latency
@@ -25,6 +26,7 @@ from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
 from ipu_vit.emulator.random import DeviceRandom
 from ipu_vit.emulator.replica_groups import GroupableParameter
+from ipu_vit.emulator.structure import flatten
 from ipu_vit.emulator.version import POPTORCH_VERSION
 from ipu_vit.emulator.weights import DeviceWeights
 
@@ -139,22 +141,19 @@ class PoplarExecutor:
     @neutral()
     def _compile(self, batch: HostBatch) -> None:
         started = time.perf_counter()
-        for hook in hooks.before_compiling:
-            hook()
-        self._compiled = CompiledModel(
-            self._model,
-            batch,
-            self._layout,
-            self._options,
-            self._weights,
-            self._random,
-            self._attributes if self._training else None,
-        )
-        self._attached = self._options.connection_type == ConnectionType.Always
-        if isinstance(self._optimizer, optim.Optimizer):
-            self._optimizer.attach(self)
-        for hook in hooks.after_compiling:
-            hook()
+        with around_compiling():
+            self._compiled = CompiledModel(
+                self._model,
+                batch,
+                self._layout,
+                self._options,
+                self._weights,
+                self._random,
+                self._attributes if self._training else None,
+            )
+            self._attached = self._options.connection_type == ConnectionType.Always
+            if isinstance(self._optimizer, optim.Optimizer):
+                self._optimizer.attach(self)
         self._compilation_seconds = time.perf_counter() - started
 
     # Run --------------------------------------------------------------------------------------
@@ -322,7 +321,8 @@ class PoplarExecutor:
         if executable.training != self._training:
             kinds = {True: "training", False: "inference"}
             raise Error(f"The executable is for {kinds[executable.training]}, not for {kinds[self._training]}")
-        args, kwargs = executable.example
+        leaves, structure = flatten(executable.example)  # which are blanks that take no room
+        args, kwargs = structure.build([leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
         self._compile(HostBatch(self._signature, args, kwargs))
         if executable.rng_state is not None:
             self._random.state = executable.rng_state
@@ -331,11 +331,14 @@ class PoplarExecutor:
 
     def getTensorNames(self) -> List[str]:
         """Names of the compiled program's tensors: weights by their names, results as `function:count`."""
-        return self._what_is_compiled().tensor_names()
+        assert self._compiled is not None, "The model is not compiled yet, so its tensors have no names"
+        return self._compiled.tensor_names()
 
     def getAnchoredTensor(self, short_name: str) -> Tensor:
         """The tensor that `Options.anchorTensor` named, of the last call."""
-        return self._what_is_compiled().anchored(short_name)
+        anchored = {} if self._compiled is None else self._compiled.runner.anchored
+        assert short_name in anchored, f"No tensor is anchored as {short_name!r}, or the model has not run yet"
+        return anchored[short_name]
 
     def compilationTime(self) -> datetime.timedelta:
         """How long compiling took."""

@@ -15,6 +15,7 @@ from typing import Any, List, Optional
 import torch
 
 from ipu_vit.emulator.errors import Error
+from ipu_vit.emulator.log import logger
 from ipu_vit.emulator.version import POPTORCH_VERSION
 
 _MAGIC = b"poptorch executable of the CPU emulator\n"
@@ -35,7 +36,7 @@ class Executable:
 
 
 def write_executable(filename: str, executable: Executable) -> None:
-    """Write a file; Error if the model cannot be pickled."""
+    """Write a file, in a folder `model.poptorch`; Error if the model cannot be pickled."""
     try:
         contents = pickle.dumps(executable)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -44,6 +45,9 @@ def write_executable(filename: str, executable: Executable) -> None:
             "export_model=False"
         ) from error
     path = Path(filename)
+    if path.is_dir():
+        path /= "model.poptorch"
+        logger.warning("%s is a folder: the executable is written to %s", filename, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write and read the same file
     try:

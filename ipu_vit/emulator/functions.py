@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ipu_vit.emulator import handlers, losses, promotion
+from ipu_vit.emulator import handlers, indices, losses, pooling, promotion, recurrent
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.gelu import TanhGelu
 from ipu_vit.emulator.log import log_once
@@ -47,7 +47,10 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         Tensor.bincount: _bincount,
         torch.tensor: _tensor,
     }
-    return {**table, **promotion.replacements(), **losses.replacements()}
+    return {
+        **table, **pooling.replacements(), **indices.replacements(), **promotion.replacements(),
+        **recurrent.replacements(), **losses.replacements(),
+    }  # fmt: skip
 
 
 def check_call(function: Any, kwargs: Dict[str, Any]) -> None:

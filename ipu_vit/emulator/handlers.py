@@ -43,7 +43,7 @@ _HANDLED = """
 """
 
 # What PyTorch 2.0 itself takes apart into these before PopTorch sees it.
-_COMPOSITES = "addr dist isinf rot90"
+_COMPOSITES = "addr dist isinf ldexp rot90"
 
 # What PyTorch's versions make of these, and of what they consist of, when they take a model apart.
 _PARTS = """
@@ -73,6 +73,10 @@ def is_handled(name: str) -> bool:
     return _plain(name) in _NAMES
 
 
+Check = Callable[[Any, Any, Any], Optional[str]]
+"""Of a call of an operator: why a device refuses it, or None."""
+
+
 def _argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:
     """The value of a named argument of a call of an operator."""
     for position, argument in enumerate(func._schema.arguments):
@@ -81,7 +85,7 @@ def _argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:
     return None
 
 
-def _if_equal(name: str, value: Any, why: str) -> Callable[[Any, Any, Any], Optional[str]]:
+def _if_equal(name: str, value: Any, why: str) -> Check:
     def check(func: Any, args: Any, kwargs: Any) -> Optional[str]:
         given = _argument(func, args, kwargs, name)
         return why if given is value else None
@@ -89,12 +93,39 @@ def _if_equal(name: str, value: Any, why: str) -> Callable[[Any, Any, Any], Opti
     return check
 
 
-def _always(why: str) -> Callable[[Any, Any, Any], Optional[str]]:
+def _unless_divisible(func: Any, args: Any, kwargs: Any) -> Optional[str]:
+    """Pooling to a size that the input's is no multiple of."""
+    wanted = _argument(func, args, kwargs, "output_size")
+    given = args[0].shape[-len(wanted) :]
+    if all(old % new == 0 for old, new in zip(given, wanted)):
+        return None
+    return f"an input of {list(given)} does not divide by the output of {list(wanted)}"
+
+
+def _has_padding(func: Any, args: Any, kwargs: Any) -> Optional[str]:
+    padding = _argument(func, args, kwargs, "padding_idx")
+    return None if padding in (None, -1) else f"padding_idx={padding} is not supported: leave it out"
+
+
+def _any_of(*checks: Check) -> Check:
+    return lambda func, args, kwargs: next(filter(None, (check(func, args, kwargs) for check in checks)), None)
+
+
+def _always(why: str) -> Check:
     return lambda func, args, kwargs: why
 
 
 # Operators that are handled, but not with every argument (rules 12.6 and section 13).
-_RESTRICTED: Dict[str, Callable[[Any, Any, Any], Optional[str]]] = {
+_RESTRICTED: Dict[str, Check] = {
+    "_adaptive_avg_pool2d": _unless_divisible,
+    "_adaptive_avg_pool3d": _unless_divisible,
+    "embedding": _any_of(
+        _if_equal("sparse", True, "sparse=True is not supported: leave it out"),
+        _if_equal("scale_grad_by_freq", True, "scale_grad_by_freq=True is not supported: leave it out"),
+    ),
+    "embedding_renorm_": _always("max_norm is not supported: leave it out"),
+    "_embedding_bag": _has_padding,
+    "_embedding_bag_forward_only": _has_padding,
     "topk": _if_equal("sorted", False, "sorted=False is not supported: leave it out"),
     "upsample_bicubic2d": _if_equal("align_corners", True, "align_corners=True is not supported: use False"),
     "upsample_linear1d": _always("linear interpolation of one dimension is not supported: use nearest or bilinear"),

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Callable, List
+from contextlib import contextmanager
+from typing import Callable, Iterator, List
 
 Function = Callable[[], None]
 
 before_compiling: List[Function] = []
 after_compiling: List[Function] = []
+
+
+@contextmanager
+def around_compiling() -> Iterator[None]:
+    """Call them, those for afterwards even if compiling fails."""
+    for hook in before_compiling:
+        hook()
+    try:
+        yield
+    finally:
+        for hook in after_compiling:
+            hook()
 
 
 class Hook:
@@ -24,9 +37,15 @@ class Hook:
 
 def registerPreCompileHook(hook: Function) -> Hook:
     """`poptorch.registerPreCompileHook`: call a function before every compilation."""
-    return Hook(before_compiling, hook)
+    return Hook(before_compiling, _callable(hook, "Pre"))
 
 
 def registerPostCompileHook(hook: Function) -> Hook:
     """`poptorch.registerPostCompileHook`: call a function after every compilation."""
-    return Hook(after_compiling, hook)
+    return Hook(after_compiling, _callable(hook, "Post"))
+
+
+def _callable(hook: Function, when: str) -> Function:
+    if not callable(hook):
+        raise RuntimeError(f"{when}-compile hook must be callable, not {hook!r}")
+    return hook

@@ -53,6 +53,7 @@ class Recorder(TorchFunctionMode):
         self._slots: Dict[int, int] = {}
         #: tensors by slot: kept alive so that their ids stay their own
         self.tensors: List[Tensor] = []
+        self._versions: List[int] = []  # of them, when they were numbered
         self._counts: Dict[str, int] = {}
 
     # Slots ------------------------------------------------------------------------------------
@@ -62,6 +63,7 @@ class Recorder(TorchFunctionMode):
         number = len(self.tensors)
         self._slots[id(tensor)] = number
         self.tensors.append(tensor)
+        self._versions.append(_version(tensor))
         return number
 
     def slot_of(self, tensor: Tensor) -> int:
@@ -74,8 +76,8 @@ class Recorder(TorchFunctionMode):
             return self.weights[name]
         if is_fake(tensor):
             raise Error(
-                "forward uses a tensor made by something that cannot be traced, such as torch.func.vmap: call plain "
-                f"torch functions instead ({current_line()})"
+                "forward uses a tensor made by something that cannot be traced, such as torch.func.vmap, or in an "
+                f"earlier trace and kept in a cache: make it by plain torch functions, in every call ({current_line()})"
             )
         slot = self.new_slot(tensor)
         with _disable_current_modes():
@@ -193,6 +195,9 @@ class Recorder(TorchFunctionMode):
             if slot is not None:
                 self.names.setdefault(f"{kind}:{count}" if len(results) == 1 else f"{kind}:{count}:{position}", slot)
 
+    def _is_changed(self, slot: int) -> bool:
+        return _version(self.tensors[slot]) != self._versions[slot]
+
     # The finished tape ------------------------------------------------------------------------
 
     def finish(self, inputs: Sequence[Tensor], result: Any, loss: Optional[Tensor]) -> Tape:
@@ -203,7 +208,8 @@ class Recorder(TorchFunctionMode):
         tape = Tape(
             entries=self.entries,
             inputs=input_slots,
-            written_inputs=self.written.intersection(input_slots),
+            # A view shares its versions, so that what is written through it counts.
+            written_inputs=[at for at, slot in enumerate(input_slots) if self._is_changed(slot)],
             weights=self.weights,
             written_weights=[name for name, slot in self.weights.items() if slot in self.written],
             assigned_weights=[name for name, slot in self.weights.items() if slot in self.written - self.statistics],

@@ -17,6 +17,7 @@ import os
 import tempfile
 from multiprocessing import reduction
 from typing import Any, List, Tuple
+from weakref import finalize
 
 import torch
 
@@ -36,15 +37,14 @@ class SharedFile:
         else:
             self.fd, name = tempfile.mkstemp()
             os.unlink(name)
+        finalize(self, os.close, self.fd)
 
     def __getstate__(self) -> Any:
         return reduction.DupFd(self.fd)
 
     def __setstate__(self, handle: Any) -> None:
         self.fd = handle.detach()
-
-    def __del__(self) -> None:
-        os.close(self.fd)
+        finalize(self, os.close, self.fd)
 
     def reserve(self, size: int) -> None:
         """Give the file this many bytes; too little memory is an OSError here and not a bus error later."""

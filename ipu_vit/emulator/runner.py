@@ -156,9 +156,9 @@ class Runner:
                 for step in range(layout.accumulation):
                     started = time.perf_counter()
                     index = layout.input_index(iteration, step, replica)
-                    inputs = self._arithmetic.inputs(batch.micro_batch(index, layout.micro_batches))
-                    with self._arithmetic.mode(), self._random.micro_batch(self._first_replica + replica, step):
-                        results, wanted = self._run_micro_batch(inputs, weights)
+                    with self._inputs(batch.micro_batch(index, layout.micro_batches)) as inputs:
+                        with self._arithmetic.mode(), self._random.micro_batch(self._first_replica + replica, step):
+                            results, wanted = self._run_micro_batch(inputs, weights)
                     computed = time.perf_counter()
                     outputs.add(iteration, step, replica, results)
                     for kept, tensor in zip(anchored.values(), wanted):
@@ -169,6 +169,16 @@ class Runner:
         for shared, its in zip(self.updates, self._accumulators):
             shared.update.apply(its, self._rounding_bits(shared, self._all_replicas))
         self._random.advance(layout.accumulation)
+
+    @contextmanager
+    def _inputs(self, micro_batch: List[Tensor]) -> Iterator[List[Tensor]]:
+        """A micro batch as forward takes it; what that writes into inputs, the caller's tensors have afterwards."""
+        written = self._tape.written_inputs
+        inputs = [tensor.clone() if at in written else tensor for at, tensor in enumerate(micro_batch)]
+        inputs = self._arithmetic.inputs(inputs)
+        yield inputs
+        for at in written:
+            micro_batch[at].copy_(inputs[at].detach())
 
     def _run_micro_batch(self, inputs: Sequence[Tensor], weights: Dict[str, Tensor]) -> Tuple[List[Any], List[Tensor]]:
         """Forward and, in training, backward: the results, and the anchored tensors."""

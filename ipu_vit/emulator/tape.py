@@ -100,8 +100,8 @@ class Tape:
     entries: List[Entry]
     #: slots of the input tensors, in the order of the call's tensors
     inputs: List[int]
-    #: slots of the inputs that forward writes into
-    written_inputs: Set[int]
+    #: positions of the inputs that forward writes into
+    written_inputs: List[int]
     #: slots of the weights, by name
     weights: Dict[str, int]
     #: names of parameters and buffers that forward writes into
@@ -142,7 +142,7 @@ class Tape:
         for slot, constant in self.constants.items():
             tensors[slot] = constant.clone() if slot in self.written_constants else constant
         for slot, tensor in zip(self.inputs, inputs):
-            tensors[slot] = tensor.clone() if slot in self.written_inputs else tensor
+            tensors[slot] = tensor
         for name, slot in self.weights.items():
             tensors[slot] = weights[name]
         enabled = torch.is_grad_enabled()

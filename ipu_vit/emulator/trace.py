@@ -118,7 +118,7 @@ class Tracer(TorchDispatchMode, device.Context):
         """Note which of these fake weights the loss has gradients for."""
         loss = self.losses[self.program.loss_index]
         if loss.requires_grad:
-            with fake, _Tried():
+            with _refusing(), fake, _Tried():
                 gradients = torch.autograd.grad(loss, weights, torch.ones_like(loss), allow_unused=True)
             for weight, gradient in zip(weights, gradients):
                 if gradient is not None:
@@ -260,9 +260,18 @@ def tracing(tracer: Tracer, recorder: Recorder, strategy: Strategy, fake: FakeTe
     strategy.onStartTracing()
     try:
         # PyTorch 2.0 would compile scripts for data that there is none of, and crash.
-        with torch.jit.optimized_execution(False), substitutes(tracer.is_program):
+        with torch.jit.optimized_execution(False), substitutes(tracer.is_program), _refusing():
             with device.context(tracer), fake, tracer, recorder:
                 yield
+    finally:
+        strategy.onEndTracing()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say of what only data could answer that a device cannot do it."""
+    try:
+        yield
     except DataDependentOutputException as error:
         raise Error(
             f"{_item(error)} is only supported in eager mode: forward must not look at a tensor's value, as .item(), "
@@ -273,8 +282,6 @@ def tracing(tracer: Tracer, recorder: Recorder, strategy: Strategy, fake: FakeTe
         raise Error(
             f"{error.func} makes a tensor whose shape depends on data, which a device cannot have ({line})"
         ) from error
-    finally:
-        strategy.onEndTracing()
 
 
 def active() -> Optional[Tracer]:

@@ -55,14 +55,13 @@ LAYERS: Dict[str, Case] = {
     "batch_norm in evaluation": (nn.BatchNorm2d(4).eval(), IMAGES),
     "batch_norm without statistics": (nn.BatchNorm2d(4, track_running_stats=False), IMAGES),
     "group_norm": (nn.GroupNorm(2, 4), IMAGES),
-    "instance_norm": (nn.InstanceNorm2d(4, affine=True, track_running_stats=True), IMAGES),
+    "instance_norm": (nn.InstanceNorm2d(4, affine=True), IMAGES),
     "layer_norm": (nn.LayerNorm(6), ROWS),
     "layer_norm without weights": (nn.LayerNorm(6, elementwise_affine=False), ROWS),
     "embedding": (nn.Embedding(7, 4), None, IDS),
     "embedding with padding": (nn.Embedding(7, 4, padding_idx=1), None, IDS),
     "embedding_bag": (nn.EmbeddingBag(7, 4, mode="sum"), None, IDS),
-    "lstm": (nn.LSTM(6, 5, batch_first=True, num_layers=2), ROWS),
-    "lstm both ways": (nn.LSTM(6, 5, bidirectional=True), ROWS),
+    "lstm": (nn.LSTM(6, 5, batch_first=True), ROWS),
     "gru": (nn.GRU(6, 5), ROWS),
     "rnn": (nn.RNN(6, 5, nonlinearity="relu"), ROWS),
     "lstm_cell": (nn.LSTMCell(6, 5), X),
@@ -334,6 +333,11 @@ def test_decoders_do_not_look_at_their_masks() -> None:
     torch.testing.assert_close(poptorch.inferenceModel(model)(x), model(x), atol=1e-5, rtol=1e-5)
 
 
+def _run(layer: nn.RNNBase, dropout: float = 0.0) -> Callable[[Tensor], Tensor]:
+    layer.dropout = dropout  # of which its constructor would warn
+    return lambda x: layer(x)[0]
+
+
 # --- what is refused ---------------------------------------------------------------------------------
 
 # Operators without a lowering, each with its name, or with what is said against its arguments.
@@ -370,6 +374,16 @@ REFUSED: Dict[str, Tuple[Callable[..., Any], str]] = {
     "multinomial": (lambda x: x.abs().multinomial(2), "aten::multinomial"),
     "bincount of unknown length": (lambda x: x.argmax(1).bincount(), "bincount needs minlength"),
     "tensor of tensors": (lambda x: torch.tensor([x[0, 0], x[0, 1]]), "aten::item is only supported in eager mode"),
+    "sparse embedding": (lambda x: F.embedding(x.argmax(1), x, sparse=True), "sparse=True"),
+    "scaled embedding": (lambda x: F.embedding(x.argmax(1), x, scale_grad_by_freq=True), "scale_grad_by_freq=True"),
+    "embedding of bounded norm": (lambda x: F.embedding(x.argmax(1), x.detach(), max_norm=1.0), "max_norm"),
+    "bag with padding": (lambda x: F.embedding_bag(x.argmax(1)[None], x, padding_idx=1), "padding_idx=1"),
+    "pooling to no divisor": (lambda x: F.adaptive_avg_pool2d(x[None], (1, 4)), "does not divide"),
+    "pooling with indices": (lambda x: F.max_pool1d(x, 2, return_indices=True)[0], "return_indices=True"),
+    "two layers of lstm": (_run(nn.LSTM(6, 4, 2)), "Only LSTM with 1 layer"),
+    "lstm both ways": (_run(nn.LSTM(6, 4, bidirectional=True)), "bidirectional LSTM"),
+    "gru with dropout": (_run(nn.GRU(6, 4), dropout=0.1), "GRU only supports dropout"),
+    "rnn without biases": (_run(nn.RNN(6, 4, bias=False)), "RNN without biases"),
     "bfloat16": (lambda x: x.to(torch.bfloat16) + 1, "a device has no bfloat16"),
 }  # fmt: skip
 
@@ -385,3 +399,29 @@ def test_rule_12_6_refused_operators(name: str, training: bool) -> None:
         executor, inputs = poptorch.inferenceModel(Calls(function)), (X,)
     with pytest.raises(poptorch.Error, match=rf"(?s){complaint}.*{__file__}:\d+"):
         executor.compile(*inputs)
+
+
+@pytest.mark.parametrize("function", [
+    lambda x, i: x.gather(0, i), lambda x, i: x.scatter(0, i, 5.0), lambda x, i: x.scatter_add(0, i, x),
+    lambda x, i: torch.scatter_reduce(x, 0, i, x, "amax"), lambda x, i: torch.take_along_dim(x, i, dim=0),
+    lambda x, i: x.index_fill(0, i[0, :1], 5.0), lambda x, i: torch.gather(x, dim=0, index=i),
+])  # fmt: skip
+def test_rule_1_16_indices_that_came_back_as_int32_are_taken_again(function: Callable[..., Tensor]) -> None:
+    places = poptorch.inferenceModel(Calls(lambda x: x.argsort(0)))(X)
+    assert places.dtype == torch.int32
+    executor = poptorch.inferenceModel(Calls(function))
+    torch.testing.assert_close(executor(X, places), function(X, places.long()))
+
+
+def test_instance_norms_have_no_statistics() -> None:
+    """Not even in evaluation, and they leave the host's alone."""
+    norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True).eval()
+    expected = F.instance_norm(IMAGES, weight=norm.weight, bias=norm.bias)
+    executor = poptorch.inferenceModel(norm)
+    torch.testing.assert_close(executor(IMAGES), expected.detach())
+    assert torch.equal(norm.running_mean, torch.zeros(4))
+
+
+def test_the_divisor_of_a_pool_is_its_size() -> None:
+    executor = poptorch.inferenceModel(nn.AvgPool2d(2, divisor_override=3))
+    torch.testing.assert_close(executor(IMAGES), F.avg_pool2d(IMAGES, 2))
