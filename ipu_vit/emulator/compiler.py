@@ -8,7 +8,7 @@ from torch import nn
 from ipu_vit.emulator import functions
 from ipu_vit.emulator.batches import HostBatch, Layout
 from ipu_vit.emulator.errors import Error
-from ipu_vit.emulator.leftovers import TraceMode, cleared_away
+from ipu_vit.emulator.leftovers import TraceMode, cleared_away, trace_mode
 from ipu_vit.emulator.limits import check_options, check_program
 from ipu_vit.emulator.options import Options
 from ipu_vit.emulator.program import Program
@@ -30,7 +30,8 @@ def compile_program(
 ) -> Program:
     """Trace a module on a host batch, whose values do not matter; Error for what PopTorch would not compile."""
     check_options(options, training)
-    program = _trace(model, batch, layout, options, training, weights, random)
+    with trace_mode() as fake:
+        program = _trace(fake, model, batch, layout, options, training, weights, random)
     check_program(program, options, training)
     if training:
         program.recomputation = auto_recomputation(options, program.ipus)
@@ -39,22 +40,6 @@ def compile_program(
 
 
 def _trace(
-    model: nn.Module,
-    batch: HostBatch,
-    layout: Layout,
-    options: Options,
-    training: bool,
-    weights: DeviceWeights,
-    random: DeviceRandom,
-) -> Program:
-    fake = TraceMode(allow_non_fake_inputs=True)
-    try:
-        return _traced(fake, model, batch, layout, options, training, weights, random)
-    finally:
-        fake.is_over = True
-
-
-def _traced(
     fake: TraceMode,
     model: nn.Module,
     batch: HostBatch,

@@ -8,7 +8,7 @@ numbers, and what would look at a tensor's data is refused. `substitutes` has wh
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         Tensor.__array__: _refusing(Tensor.__array__, "Illegal move to CPU", "a NumPy function"),
         Tensor.cpu: _refusing(Tensor.cpu, "Illegal move to CPU", "cpu()"),
         Tensor.to: _to,
+        Tensor.type_as: _type_as,
         torch.bincount: _bincount,
         Tensor.bincount: _bincount,
         torch.tensor: _tensor,
@@ -53,8 +54,14 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
     }  # fmt: skip
 
 
-def check_call(function: Any, kwargs: Dict[str, Any]) -> None:
+def check_call(function: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> None:
     """Look at a call before it is made: refuse it, or warn of what becomes of it."""
+    given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    if function is not _sent and not all(map(is_fake, given)):
+        log_once(
+            "Expected an IPU tensor: forward uses one of the host; its values are compiled in here, but PopTorch "
+            f'refuses; register it as a buffer, or move it by .to("ipu") ({current_line()})'
+        )
     if _autocasts():
         raise Error(
             f"autocast is not supported: convert the model or parts of it by half() and float() ({current_line()})"
@@ -156,6 +163,9 @@ def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             raise Error(
                 f'Illegal move to CPU: forward runs on the device; take .to("cpu") out of it ({current_line()})'
             )
+    if not _is_on_device(input):
+        sent: Tensor = _sent(input, *map(_as_device, args), **{name: _as_device(kwargs[name]) for name in kwargs})
+        return sent
     args = tuple(on_device_types(value, Tensor.to) for value in args)
     kwargs = {name: on_device_types(value, Tensor.to, name) for name, value in kwargs.items()}
     result: Tensor = _moved(input, *args, **kwargs)
@@ -165,6 +175,20 @@ def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 @opaque
 def _moved(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return input.to(*args, **kwargs)
+
+
+def _type_as(input: Tensor, other: Tensor) -> Any:
+    return NotImplemented if _is_on_device(input) else _sent(input, other)
+
+
+def _as_device(value: Any) -> Any:
+    return torch.device(value) if isinstance(value, str) else value
+
+
+@opaque
+def _sent(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A tensor of the host on the device."""
+    return input.to(*args, **{**kwargs, "copy": True})
 
 
 def _refusing(function: Callable[..., Any], why: str, what: str) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ Container = Union[Dict[Any, Any], List[Any]]
 
 
 class TraceMode(FakeTensorMode):
-    """Makes a trace's tensors; Error for who uses one when the trace is over."""
+    """Makes a trace's tensors; Error for who uses one when the trace is over (`trace_mode`)."""
 
     is_over = False
 
@@ -30,6 +30,16 @@ class TraceMode(FakeTensorMode):
                 "has kept it, for example in a cache; make it anew in every call, or register it as a buffer"
             )
         return super().__torch_dispatch__(func, types, args, {} if kwargs is None else kwargs)
+
+
+@contextmanager
+def trace_mode() -> Iterator[TraceMode]:
+    """The mode of one trace."""
+    mode = TraceMode(allow_non_fake_inputs=True)
+    try:
+        yield mode
+    finally:
+        mode.is_over = True
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Recorder(TorchFunctionMode):
         replacements: Dict[Any, Callable[..., Any]],
         name_of: Callable[[Tensor], Optional[str]],
         translate: Callable[..., Any],
-        check: Callable[[Any, Dict[str, Any]], None],
+        check: Callable[[Any, Sequence[Any], Dict[str, Any]], None],
     ) -> None:
         super().__init__()
         #: the function that is being called, for whoever sees the operators inside it
@@ -99,7 +99,7 @@ class Recorder(TorchFunctionMode):
                 return result
         args = [self._translate(arg, func) for arg in args]
         kwargs = {name: self._translate(value, func, name) for name, value in kwargs.items()}
-        self._check(func, kwargs)
+        self._check(func, args, kwargs)
         result = self._call(func, args, kwargs)
         if isinstance(result, Tensor) and result.dtype == torch.float64:
             # The device has no float64 (rule 6.7), but constants of the host may be.
@@ -232,6 +232,7 @@ class Recorder(TorchFunctionMode):
         }:
             copied = len(self.tensors)
             self.tensors.append(tensor)
+            self._versions.append(_version(tensor))
             self.entries.append(Entry(torch.clone, [Slot(slot)], {}, [(0, slot)], [copied], LEAF, False))
             slot = copied
         return Slot(slot)
