@@ -143,7 +143,7 @@ def test_rule_2_1_two_losses_need_a_common_one() -> None:
 def test_rule_2_1_a_third_loss_beside_a_common_one_is_one_too_many() -> None:
     def forward(w: Tensor) -> Any:
         joined = poptorch.identity_loss(F.mse_loss(w, OTHERS) + F.l1_loss(w, OTHERS), "none")
-        return joined, F.cross_entropy(w, CLASSES)
+        return joined, F.cross_entropy(w, CLASSES.to(w.device))
 
     with pytest.raises(poptorch.Error, match="Multiple independent losses"):
         poptorch.trainingModel(Calls(forward, LOGITS)).compile()
@@ -186,7 +186,7 @@ AFTER: Dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_rule_2_3_arithmetic_after_the_loss_has_no_gradient(name: str, wrapped: bool, log: Any) -> None:
     def loss(w: Tensor) -> Tensor:
-        ce = F.cross_entropy(w, CLASSES)
+        ce = F.cross_entropy(w, CLASSES.to(w.device))
         return poptorch.identity_loss(ce, "none") if wrapped else ce
 
     value, gradient = train(lambda w: AFTER[name](loss(w), w), LOGITS)
@@ -200,7 +200,7 @@ def test_rule_2_3_arithmetic_after_the_loss_has_no_gradient(name: str, wrapped: 
 @pytest.mark.parametrize("name", AFTER)
 def test_rule_2_3_the_last_value_is_to_be_wrapped(name: str, log: Any) -> None:
     def loss(w: Tensor) -> Tensor:
-        return AFTER[name](F.cross_entropy(w, CLASSES), w)
+        return AFTER[name](F.cross_entropy(w, CLASSES.to(w.device)), w)
 
     value, gradient = train(identity_loss(loss), LOGITS)
     torch.testing.assert_close(value, loss(LOGITS))
@@ -209,10 +209,12 @@ def test_rule_2_3_the_last_value_is_to_be_wrapped(name: str, log: Any) -> None:
 
 
 def test_rule_2_3_a_mean_of_losses_is_arithmetic_too(log: Any) -> None:
-    value, gradient = train(lambda w: F.cross_entropy(w, CLASSES, reduction="none").mean(), LOGITS)
+    value, gradient = train(lambda w: F.cross_entropy(w, CLASSES.to(w.device), reduction="none").mean(), LOGITS)
     torch.testing.assert_close(value, F.cross_entropy(LOGITS, CLASSES))
     # Each sample's loss starts with a gradient of one.
-    torch.testing.assert_close(gradient, plain_gradient(lambda w: F.cross_entropy(w, CLASSES, reduction="sum"), LOGITS))
+    torch.testing.assert_close(
+        gradient, plain_gradient(lambda w: F.cross_entropy(w, CLASSES.to(w.device), reduction="sum"), LOGITS)
+    )
     assert "goes through mean" in log.text
 
 
@@ -221,7 +223,7 @@ def test_rule_2_3_a_mean_of_losses_is_arithmetic_too(log: Any) -> None:
     [
         lambda loss, w: loss,
         lambda loss, w: (w * 2, loss),
-        lambda loss, w: {"loss": loss, "accuracy": (w.argmax(1) == CLASSES).float().mean()},
+        lambda loss, w: {"loss": loss, "accuracy": (w.argmax(1) == CLASSES.to(w.device)).float().mean()},
         lambda loss, w: loss.detach(),
         lambda loss, w: loss.clone(),
         lambda loss, w: loss.reshape(1),
@@ -234,13 +236,13 @@ def test_rule_2_3_a_mean_of_losses_is_arithmetic_too(log: Any) -> None:
     ],
 )
 def test_rule_2_3_no_warning_without_arithmetic(shown: Any, log: Any) -> None:
-    _, gradient = train(lambda w: shown(F.cross_entropy(w, CLASSES), w), LOGITS)
-    torch.testing.assert_close(gradient, plain_gradient(lambda w: F.cross_entropy(w, CLASSES), LOGITS))
+    _, gradient = train(lambda w: shown(F.cross_entropy(w, CLASSES.to(w.device)), w), LOGITS)
+    torch.testing.assert_close(gradient, plain_gradient(lambda w: F.cross_entropy(w, CLASSES.to(w.device)), LOGITS))
     assert not log.records
 
 
 def test_rule_2_3_inference_has_nothing_to_warn_of(log: Any) -> None:
-    infer(lambda x: F.cross_entropy(x, CLASSES) * 2, LOGITS)
+    infer(lambda x: F.cross_entropy(x, CLASSES.to(x.device)) * 2, LOGITS)
     assert not log.records
 
 
@@ -303,11 +305,11 @@ def test_rule_2_5_identity_loss_asserts_its_reduction(reduction: Any) -> None:
 @pytest.mark.parametrize("returned", ["loss last", "loss first", "prediction", "nothing"])
 def test_rule_2_6_the_loss_need_not_be_returned(returned: str) -> None:
     def forward(w: Tensor) -> Any:
-        loss = F.cross_entropy(w, CLASSES)
+        loss = F.cross_entropy(w, CLASSES.to(w.device))
         return {"loss last": (w, loss), "loss first": (loss, w), "prediction": w, "nothing": None}[returned]
 
     result, gradient = train(forward, LOGITS)
-    torch.testing.assert_close(gradient, plain_gradient(lambda w: F.cross_entropy(w, CLASSES), LOGITS))
+    torch.testing.assert_close(gradient, plain_gradient(lambda w: F.cross_entropy(w, CLASSES.to(w.device)), LOGITS))
     assert (result is None) == (returned == "nothing")
 
 
@@ -333,7 +335,7 @@ def test_rule_2_7_the_losss_own_reduction_is_its_own(own: str, reduction: Any) -
 
 def test_section_13_label_smoothing_of_a_mean_is_unusable() -> None:
     with pytest.raises(poptorch.Error, match=r"label_smoothing.*masked_select.*test_rules_2_loss.py:\d+"):
-        train(lambda w: F.cross_entropy(w, CLASSES, label_smoothing=0.1), LOGITS)
+        train(lambda w: F.cross_entropy(w, CLASSES.to(w.device), label_smoothing=0.1), LOGITS)
     with pytest.raises(poptorch.Error, match="masked_select"):
         infer(lambda x: F.cross_entropy(x, CLASSES, label_smoothing=0.1), LOGITS)
 
@@ -344,11 +346,13 @@ def test_section_13_label_smoothing_ends_in_arithmetic(reduction: str, ignore_in
     how: Dict[str, Any] = {"reduction": reduction, "ignore_index": ignore_index}
 
     def smoothed(w: Tensor) -> Tensor:
-        return F.cross_entropy(w, CLASSES, label_smoothing=0.1, **how)
+        return F.cross_entropy(w, CLASSES.to(w.device), label_smoothing=0.1, **how)
 
     value, gradient = train(smoothed, LOGITS)
     torch.testing.assert_close(value, smoothed(LOGITS))
-    torch.testing.assert_close(gradient, plain_gradient(lambda w: F.cross_entropy(w, CLASSES, **how), LOGITS))
+    torch.testing.assert_close(
+        gradient, plain_gradient(lambda w: F.cross_entropy(w, CLASSES.to(w.device), **how), LOGITS)
+    )
     assert "The loss goes through" in log.text
     _, gradient = train(identity_loss(smoothed), LOGITS)
     torch.testing.assert_close(gradient, plain_gradient(smoothed, LOGITS))

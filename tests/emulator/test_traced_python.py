@@ -87,8 +87,8 @@ def test_hooks_of_the_backward_pass_are_ignored_with_a_warning(of: str, log: Any
         return result
 
     torch.testing.assert_close(gradient(forward, X), 2 * layer.weight.detach().sum(0).expand(2, 3))
-    (record,) = log.records
-    assert "Hooks of the backward pass have no effect" in record.getMessage() and __file__ in record.getMessage()
+    (said,) = [record.getMessage() for record in log.records if "Hooks of the backward pass" in record.getMessage()]
+    assert "have no effect" in said and __file__ in said
 
 
 def test_parameters_in_lists_are_trained() -> None:

@@ -32,7 +32,7 @@ from ipu_vit.emulator.errors import Error, RecoverableError, UnrecoverableError
 from ipu_vit.emulator.executor import PoplarExecutor
 from ipu_vit.emulator.hardware import ipuHardwareIsAvailable, ipuHardwareVersion
 from ipu_vit.emulator.hooks import registerPostCompileHook, registerPreCompileHook
-from ipu_vit.emulator.log import logger, setLogLevel
+from ipu_vit.emulator.log import setLogLevel
 from ipu_vit.emulator.ops import (
     custom_op,
     dynamic_slice,
