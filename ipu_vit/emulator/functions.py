@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ipu_vit.emulator import handlers, indices, losses, pooling, promotion, recurrent
+from ipu_vit.emulator import handlers, indices, losses, pooling, promotion
 from ipu_vit.emulator.errors import Error
 from ipu_vit.emulator.gelu import TanhGelu
 from ipu_vit.emulator.log import log_once
 from ipu_vit.emulator.random import DeviceRandom
+from ipu_vit.emulator.recurrent import check_layer
 from ipu_vit.emulator.tape import is_fake, opaque
 from ipu_vit.emulator.user_code import current_line
 
@@ -49,13 +50,17 @@ def replacements(random: DeviceRandom) -> Dict[Any, Callable[..., Any]]:
         torch.tensor: _tensor,
     }
     return {
-        **table, **pooling.replacements(), **indices.replacements(), **promotion.replacements(),
-        **recurrent.replacements(), **losses.replacements(),
-    }  # fmt: skip
+        **table,
+        **pooling.replacements(),
+        **indices.replacements(),
+        **promotion.replacements(),
+        **losses.replacements(),
+    }
 
 
 def check_call(function: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> None:
     """Look at a call before it is made: refuse it, or warn of what becomes of it."""
+    check_layer(function, args)
     given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
     if function is not _sent and not all(map(is_fake, given)):
         log_once(

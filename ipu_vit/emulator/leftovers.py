@@ -45,12 +45,9 @@ def trace_mode() -> Iterator[TraceMode]:
 @contextmanager
 def cleared_away(model: nn.Module) -> Iterator[None]:
     """Put back what the attributes of a model's modules were, where they hold a trace's tensors afterwards."""
-    before: List[Tuple[Container, Container]] = []
-    for module in model.modules():
-        attributes = vars(module)
-        for container in (attributes, *(value for value in attributes.values() if type(value) in (dict, list))):
-            before.append((container, container.copy()))
-        before.append((module._buffers, module._buffers.copy()))
+    attributes = [vars(module) for module in model.modules()]
+    inside = [value for each in attributes for value in each.values() if isinstance(value, (dict, list))]
+    before: List[Tuple[Container, Container]] = [(container, container.copy()) for container in (*attributes, *inside)]
     try:
         yield
     finally:

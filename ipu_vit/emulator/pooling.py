@@ -46,16 +46,16 @@ def _instance_norm(
     input: Tensor,
     running_mean: Optional[Tensor] = None,
     running_var: Optional[Tensor] = None,
-    *args: Any,
+    weight: Optional[Tensor] = None,
+    bias: Optional[Tensor] = None,
     use_input_stats: bool = True,
-    **kwargs: Any,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Any:
     if running_mean is None and running_var is None:
         return NotImplemented
     log_once(f"Instance norms have no running statistics on the device: each input's own are used ({current_line()})")
-    if len(args) > 2:  # weight, bias and then what is left out
-        args = (*args[:2], True, *args[3:])
-    return F.instance_norm(input, None, None, *args, **kwargs)
+    return F.instance_norm(input, weight=weight, bias=bias, eps=eps)
 
 
 def _no_indices(*args: Any, **kwargs: Any) -> Any:

@@ -53,7 +53,6 @@ class Recorder(TorchFunctionMode):
         self._slots: Dict[int, int] = {}
         #: tensors by slot: kept alive so that their ids stay their own
         self.tensors: List[Tensor] = []
-        self._versions: List[int] = []  # of them, when they were numbered
         self._counts: Dict[str, int] = {}
 
     # Slots ------------------------------------------------------------------------------------
@@ -63,7 +62,6 @@ class Recorder(TorchFunctionMode):
         number = len(self.tensors)
         self._slots[id(tensor)] = number
         self.tensors.append(tensor)
-        self._versions.append(_version(tensor))
         return number
 
     def slot_of(self, tensor: Tensor) -> int:
@@ -195,9 +193,6 @@ class Recorder(TorchFunctionMode):
             if slot is not None:
                 self.names.setdefault(f"{kind}:{count}" if len(results) == 1 else f"{kind}:{count}:{position}", slot)
 
-    def _is_changed(self, slot: int) -> bool:
-        return _version(self.tensors[slot]) != self._versions[slot]
-
     # The finished tape ------------------------------------------------------------------------
 
     def finish(self, inputs: Sequence[Tensor], result: Any, loss: Optional[Tensor]) -> Tape:
@@ -208,8 +203,8 @@ class Recorder(TorchFunctionMode):
         tape = Tape(
             entries=self.entries,
             inputs=input_slots,
-            # A view shares its versions, so that what is written through it counts.
-            written_inputs=[at for at, slot in enumerate(input_slots) if self._is_changed(slot)],
+            # They were new when forward began, and what is written through a view of one counts.
+            written_inputs=[at for at, tensor in enumerate(inputs) if _version(tensor)],
             weights=self.weights,
             written_weights=[name for name, slot in self.weights.items() if slot in self.written],
             assigned_weights=[name for name, slot in self.weights.items() if slot in self.written - self.statistics],
@@ -232,7 +227,6 @@ class Recorder(TorchFunctionMode):
         }:
             copied = len(self.tensors)
             self.tensors.append(tensor)
-            self._versions.append(_version(tensor))
             self.entries.append(Entry(torch.clone, [Slot(slot)], {}, [(0, slot)], [copied], LEAF, False))
             slot = copied
         return Slot(slot)
