@@ -61,7 +61,7 @@ def main() -> None:
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("two cores are needed, and this process may use one")
     if arguments.updates < 2 or arguments.turns < 1:
-        parser.error(f"--updates {arguments.updates} --turns {arguments.turns}: at least 2 updates and 1 turn are needed")
+        parser.error("--updates takes a number from 2, --turns one from 1")
     starters = {"one_process": [], "two_processes": [sys.executable, "-c", LAUNCHER]}
     seconds: Dict[str, List[float]] = {name: [] for name in starters}
     for _ in range(arguments.turns):
