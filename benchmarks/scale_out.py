@@ -40,7 +40,7 @@ weights: none
 precision: float32
 output: {folder}
 model: {{image_size: 112, width: 384, heads: 6, mlp_width: 1536, classes: 1000, dropout: 0.0}}
-data: {{source: generated, generated_images: {batch}}}
+data: {{source: generated}}
 pipeline: {{global_batch: {batch}, micro_batch: 16, replicas: 2, partials: float32}}
 optimizer: {{loss_scaling: 1.0, accumulator_type: float32, velocity_type: float32}}
 schedule: {{lr: 0.01, updates: {updates}}}

@@ -17,7 +17,7 @@ from ipu_vit.data.source import Source
 from ipu_vit.errors import UserError
 from ipu_vit.settings import DataSettings, Settings
 
-# Validation images when they are generated, if there are as many training images: enough for a few host batches.
+# Validation images when they are generated: enough for a few host batches.
 _GENERATED_VALIDATION_IMAGES = 1000
 
 
@@ -73,8 +73,7 @@ def open_validation(settings: Settings) -> Source:
     """
     data = settings.data
     if data.is_random:
-        count = min(data.generated_images, _GENERATED_VALIDATION_IMAGES)
-        return _generated(settings, count, settings.seed + 1)
+        return _generated(settings, _GENERATED_VALIDATION_IMAGES, settings.seed + 1)
     _find_root(data)
     classes_of_training = _classes_of_training(data)
     if classes_of_training is not None:

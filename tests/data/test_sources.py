@@ -162,9 +162,3 @@ def test_synthetic_images_are_generated_ones_for_the_host() -> None:
 def test_generated_images_have_the_size_asked_for(size: Any, shape: Any) -> None:
     both = open_sources(Settings(data={"source": "generated", "generated_size": size}))
     assert both.training.load(0).shape == both.validation.load(0).shape == shape
-
-
-@pytest.mark.parametrize("training, validation", [(1_281_167, 1000), (256, 256)])
-def test_generated_images_are_not_validated_on_more_than_there_are_to_train(training: int, validation: int) -> None:
-    both = open_sources(Settings(data={"source": "generated", "generated_images": training}))
-    assert (len(both.training), len(both.validation)) == (training, validation)
