@@ -10,7 +10,7 @@ this knows its insides (version 0.28.1, its last):
   may send SIGTERM to all processes of the job;
 - a process that has lost the helper or the shell between it and the launcher, by SIGKILL, is told to end; it would go
   on unseen, and the launcher wait for it;
-- Horovod asks every 10 ms whether there is something to add up, not every 1 ms (`HOROVOD_CYCLE_TIME`, unless that is
+- Horovod asks every 20 ms whether there is something to add up, not every 1 ms (`HOROVOD_CYCLE_TIME`, unless that is
   set already), which takes a tenth of a process's only core;
 - the exit code is that of the process that failed first, and there is no traceback of the launcher;
 - a host that does not answer is given up after ten seconds, not fifty.
@@ -118,7 +118,7 @@ def launch(hosts: Hosts, interface: Optional[str], address: str, command: List[s
     from horovod.runner.common.util import safe_shell_exec
     from horovod.runner.http import http_server
 
-    os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", "20")
     os.environ[STARTED_BY] = str(os.getpid())
     exportable = gloo_run.env_util.is_exportable
     gloo_run.env_util.is_exportable = lambda name: exportable(name) and not names_secret(name)
