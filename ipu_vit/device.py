@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
-from typing import Any, Callable, ContextManager
+from typing import Any, Callable, ContextManager, Optional
 
 from ipu_vit import emulator
 from ipu_vit.errors import UserError
@@ -67,3 +68,14 @@ def _select_with_sdk(wanted: str, ipus: int) -> Device:
         )
     emulator.install()
     return Device("cpu", f"PopTorch finds no {ipus} free IPUs")
+
+
+def find_popdist() -> Optional[Any]:
+    """PopDist, if PopRun has started this process: the SDK's, or the emulator's where there is none."""
+    if importlib.util.find_spec("popdist") is not None:
+        popdist = importlib.import_module("popdist")
+    elif "POPDIST_NUM_TOTAL_REPLICAS" in os.environ:
+        popdist = importlib.import_module("ipu_vit.emulator.popdist")
+    else:
+        return None
+    return popdist if popdist.isPopdistEnvSet() else None

@@ -14,12 +14,11 @@ So a process that fails need not know what the others are about to tell each oth
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
+from ipu_vit.device import find_popdist
 from ipu_vit.errors import ToldElsewhere, UserError
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ class Processes:
         total = None if self.replicas is None else self.replicas * self.size
         if total not in (None, pipeline.replicas):
             raise UserError(
-                f"pipeline.replicas={pipeline.replicas}, but poprun has started {self.size} instances for {total} "
-                f"replicas: write pipeline.replicas={total}, or poprun --num-replicas {pipeline.replicas}"
+                f"pipeline.replicas={pipeline.replicas}, but poprun has been started with --num-replicas {total}: "
+                f"write pipeline.replicas={total}, or --num-replicas {pipeline.replicas}"
             )
         return pipeline.replicas_of_each(self.size)
 
@@ -205,8 +204,8 @@ def _naming(error: UserError, processes: Processes) -> UserError:
 
 
 def _join() -> Processes:
-    popdist = importlib.import_module("popdist") if importlib.util.find_spec("popdist") else None
-    if popdist is not None and popdist.isPopdistEnvSet():
+    popdist = find_popdist()
+    if popdist is not None:
         popdist.init()
         size, replicas, ipus = popdist.getNumInstances(), popdist.getNumLocalReplicas(), popdist.getNumIpusPerReplica()
         if size > 1:

@@ -72,7 +72,7 @@ def ended(folder: Path) -> Dict[str, List[Ended]]:
     ("one replica", 0, "pipeline.replicas=1 of 1 IPUs do not go into 2 processes"),
     ("other run", 0, "holds a run with schedule.lr=0.05, not 0.01"),
     ("unreadable", 1, "in process 1 of 2: data.root holds images that cannot be read, for example "),
-    ("poprun's replicas", 0, "pipeline.replicas=2, but poprun has started 2 instances for 4 replicas"),
+    ("poprun's replicas", 0, "pipeline.replicas=2, but poprun has been started with --num-replicas 4: write"),
     ("poprun's IPUs", 0, "pipeline.ipus=1, but poprun has been started with --ipus-per-replica 4: write"),
 ])  # fmt: skip
 def test_all_end_and_one_tells_why(ended: Dict[str, List[Ended]], name: str, teller: int, words: str) -> None:
