@@ -76,8 +76,13 @@ def powers_of_two(limit: int) -> List[int]:
     return [1 << exponent for exponent in range(limit.bit_length())]
 
 
-def _micro_batches_hint(global_batch: int, micro_batch: int, replicas: int, stages: int, most: int = 6) -> str:
-    """The legal micro batches nearest in ratio to the one asked for, as the end of a sentence; empty if none."""
+def near_micro_batches(global_batch: int, micro_batch: int, replicas: int, stages: int) -> List[int]:
+    """The legal micro batches, nearest in ratio to one that is asked for first."""
     legal = legal_micro_batches(global_batch, replicas, stages)
-    near = sorted(sorted(legal, key=lambda size: max(size / micro_batch, micro_batch / size))[:most])
+    return sorted(legal, key=lambda size: max(size / micro_batch, micro_batch / size))
+
+
+def _micro_batches_hint(global_batch: int, micro_batch: int, replicas: int, stages: int, most: int = 6) -> str:
+    """The legal micro batches nearest to the one asked for, as the end of a sentence; empty if none."""
+    near = sorted(near_micro_batches(global_batch, micro_batch, replicas, stages)[:most])
     return f"; micro batches that fit {global_batch}: {', '.join(map(str, near))}" if near else ""

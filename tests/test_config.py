@@ -260,6 +260,31 @@ def test_processes_share_replicas() -> None:
                     pipeline.replicas_of_each(number)
 
 
+@pytest.mark.parametrize("global_batch", [544, 120, 119, 7])
+def test_processes_that_cannot_share_are_told_what_can(global_batch: int) -> None:
+    """Replicas with another micro batch, or the nearest numbers of processes; every way out is one."""
+    settings = ["pipeline.micro_batch=1", f"pipeline.global_batch={global_batch}"]
+    for processes in range(2, 12):
+        with pytest.raises(UserError) as caught:
+            load_settings("quickstart", settings).pipeline.replicas_of_each(processes)
+        said = str(caught.value).split("; ")[1]
+        assert said.count("start 1 process") == 1
+        way = r"write (pipeline.replicas=\d+)(?: or \d+)*( pipeline.micro_batch=\d+)?(?: and start (\d+))?"
+        ways = re.findall(way, said)
+        for replicas, micro_batch, start in ways:
+            overrides = [*settings, replicas, *micro_batch.split()]
+            assert load_settings("quickstart", overrides).pipeline.replicas_of_each(int(start or processes)) > 0
+        shared = {number for number in range(2, 12) if global_batch % number == 0 and global_batch // number >= 7}
+        told = {int(start or processes) for *_, start in ways}
+        assert processes in told if processes in shared else processes not in told
+        assert {*sorted(n for n in shared if n < processes)[-1:]} <= told or processes in shared
+
+
+def test_a_larger_micro_batch_gives_way_to_processes() -> None:
+    with pytest.raises(UserError, match="; write pipeline.replicas=2 pipeline.micro_batch=34, or start 1 process$"):
+        load_settings("quickstart", []).pipeline.replicas_of_each(2)
+
+
 # --- saving --------------------------------------------------------------------------------------
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Literal, Optional
+from typing import Any, Iterator, List, Literal, Optional
 
 from pydantic import Field, field_validator, model_validator
 
-from ipu_vit.batching import BatchPlan, is_power_of_two, legal_micro_batches, powers_of_two
+from ipu_vit.batching import BatchPlan, is_power_of_two, near_micro_batches, powers_of_two
 from ipu_vit.errors import UserError
 from ipu_vit.settings.section import Section
 
@@ -92,11 +92,6 @@ class PipelineSettings(Section):
             )
         return self
 
-    def _splits_with(self, replicas: int) -> bool:
-        """Would that many replicas split the global batch?"""
-        legal = legal_micro_batches(self.global_batch, replicas, len(self.layers_per_ipu))
-        return self.micro_batch in legal
-
     @model_validator(mode="after")
     def _batches_divide(self) -> PipelineSettings:
         self.batch_plan()
@@ -110,19 +105,46 @@ class PipelineSettings(Section):
         each, rest = divmod(self.replicas, processes)
         if not rest and is_power_of_two(each) and each * self.ipus <= MOST_IPUS:
             return each
-        most = powers_of_two(MOST_IPUS // self.ipus)
-        fitting = [processes * number for number in most if self._splits_with(processes * number)]
-        near = sorted(sorted(fitting, key=lambda number: abs(number - self.replicas))[:3])
-        others = sorted(self.replicas // number for number in most if self.replicas % number == 0)
-        hints = [
-            f"write pipeline.replicas={' or '.join(map(str, near))}" if near else "",
-            f"start {' or '.join(map(str, others))} process{'es' if others != [1] else ''}" if others else "",
-        ]
         raise UserError(
             f"pipeline.replicas={self.replicas} of {self.ipus} IPUs do not go into {processes} "
             f"process{'es' if processes > 1 else ''}: each must have as many, on 1, 2, 4, ... {MOST_IPUS} IPUs; "
-            f"{', or '.join(filter(None, hints))}"
+            f"{', or '.join(self._ways_out(processes))}"
         )
+
+    def _ways_out(self, processes: int) -> Iterator[str]:
+        """Settings for that many processes, and processes for these settings; if none fit, the nearest that would."""
+        if self._layout(processes):
+            yield f"write {self._layout(processes)}"
+        most = self._replicas_of_a_process()
+        others = sorted(self.replicas // number for number in most if self.replicas % number == 0)
+        if others:
+            yield f"start {' or '.join(map(str, others))} process{'es' if others != [1] else ''}"
+        if not self._layout(processes):
+            for numbers in range(processes - 1, 1, -1), range(processes + 1, self.global_batch + 1):
+                near = next(filter(self._layout, numbers), None)
+                if near is not None and near not in others:
+                    yield f"write {self._layout(near)} and start {near}"
+
+    def _layout(self, processes: int) -> str:
+        """Replicas, nearest to ours, with which so many processes share the global batch; nothing without any.
+
+        If our micro batch fits none of them, the fewest replicas and the micro batch nearest to it.
+        """
+        numbers = [processes * number for number in self._replicas_of_a_process()]
+        micro_batches = {number: self._micro_batches(number) for number in numbers}
+        fitting = [number for number in numbers if self.micro_batch in micro_batches[number]]
+        if fitting:
+            near = sorted(sorted(fitting, key=lambda number: abs(number - self.replicas))[:3])
+            return f"pipeline.replicas={' or '.join(map(str, near))}"
+        some = next((number for number in numbers if micro_batches[number]), None)
+        return "" if some is None else f"pipeline.replicas={some} pipeline.micro_batch={micro_batches[some][0]}"
+
+    def _micro_batches(self, replicas: int) -> List[int]:
+        """Those with which that many replicas split the global batch, nearest to ours first."""
+        return near_micro_batches(self.global_batch, self.micro_batch, replicas, len(self.layers_per_ipu))
+
+    def _replicas_of_a_process(self) -> List[int]:
+        return powers_of_two(MOST_IPUS // self.ipus)
 
     def batch_plan(self) -> BatchPlan:
         """How a global batch is cut into micro batches, accumulation steps and replicas."""
