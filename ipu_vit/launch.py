@@ -154,7 +154,8 @@ def _stand_between(command: str, *others: Any) -> None:
 
     # Neither is the same as to ignore the signal, which would be passed on.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    _exec_middleman(f"trap : TERM; {command}", *others)
+    # The shell's own words for how it ended, such as "Terminated", would follow the sentence that tells why.
+    _exec_middleman(f"exec 3>&2 2>/dev/null; trap : TERM; ({command}) 2>&3 3>&-", *others)
 
 
 def _pass_signals_on(command: List[str]) -> threading.Event:
