@@ -74,7 +74,7 @@ def find_popdist() -> Optional[Any]:
     """PopDist, if PopRun has started this process: the SDK's, or the emulator's where there is none."""
     if importlib.util.find_spec("popdist") is not None:
         popdist = importlib.import_module("popdist")
-    elif "POPDIST_NUM_TOTAL_REPLICAS" in os.environ:
+    elif "POPDIST_NUM_TOTAL_REPLICAS" in os.environ:  # looked for here too, as the emulator's brings torch along
         popdist = importlib.import_module("ipu_vit.emulator.popdist")
     else:
         return None

@@ -6,7 +6,7 @@ from typing import Any, Iterator, List, Literal, Optional
 
 from pydantic import Field, field_validator, model_validator
 
-from ipu_vit.batching import BatchPlan, is_power_of_two, near_micro_batches, powers_of_two
+from ipu_vit.batching import BatchPlan, is_power_of_two, least_accumulation, near_micro_batches, powers_of_two
 from ipu_vit.errors import UserError
 from ipu_vit.settings.section import Section
 
@@ -113,14 +113,15 @@ class PipelineSettings(Section):
 
     def _ways_out(self, processes: int) -> Iterator[str]:
         """Settings for that many processes, and processes for these settings; if none fit, the nearest that would."""
-        if self._layout(processes):
-            yield f"write {self._layout(processes)}"
-        most = self._replicas_of_a_process()
-        others = sorted(self.replicas // number for number in most if self.replicas % number == 0)
+        layout = self._layout(processes)
+        if layout:
+            yield f"write {layout}"
+        others = sorted(self.replicas // each for each in self._replicas_of_a_process() if self.replicas % each == 0)
         if others:
             yield f"start {' or '.join(map(str, others))} process{'es' if others != [1] else ''}"
-        if not self._layout(processes):
-            for numbers in range(processes - 1, 1, -1), range(processes + 1, self.global_batch + 1):
+        if not layout:
+            most = self.global_batch // least_accumulation(len(self.layers_per_ipu))
+            for numbers in range(processes - 1, 1, -1), range(processes + 1, most + 1):
                 near = next(filter(self._layout, numbers), None)
                 if near is not None and near not in others:
                     yield f"write {self._layout(near)} and start {near}"
